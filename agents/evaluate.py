@@ -1,0 +1,78 @@
+"""Evaluate a saved agent beside the baselines: the same table, pictures and record as after training.
+
+    python agents/evaluate.py runs/NAME/model.zip
+    python agents/evaluate.py runs/NAME/model.zip --split val --objects 50
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Evaluate a saved agent beside the baselines on every object of a split."""
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """model.zip of a run."""
+    env: str = "SamPrompt-ISBI-v0"
+    """Environment id."""
+    split: str = "test"
+    """Split: test, val or train."""
+    objects: int | None = None
+    """So many objects, evenly spread; default all."""
+    data: str = "auto"
+    """auto: real images, else a marked stand-in; real: an error instead; synthetic: the stand-in."""
+    checkpoint: str = "mobile_sam"
+    """SAM weights: a name or a file."""
+    device: str = "auto"
+    """Where SAM and the policy run."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of the results; default evaluation-SPLIT beside the model. What is in it already is not evaluated again."""
+
+
+def main() -> None:
+    """Parse the arguments, evaluate, report."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    if not arguments.model.is_file():
+        sys.exit(f"error: there is no model {arguments.model}; agents/train_ppo.py writes runs/NAME/model.zip")
+    try:
+        import gymnasium
+        from sb3_contrib import MaskablePPO
+        from training import evaluate_entries, write_report
+
+        from sam_gym.sb3 import ModelPrompter
+    except ImportError as error:
+        sys.exit(f"{error}\nThis needs the extra: pip install -e '.[sb3]'")
+    from sam_gym.data import DataUnavailableError
+    from sam_gym.prompters import PROMPTERS
+    from sam_gym.sam import CheckpointError
+
+    def environment(n: int, render_mode: str | None = None):
+        return gymnasium.make_vec(
+            arguments.env, num_envs=n, vectorization_mode="vector_entry_point", split=arguments.split,
+            autoreset_mode="Disabled", render_mode=render_mode,
+            data=arguments.data, checkpoint=arguments.checkpoint, device=arguments.device,
+        )  # fmt: skip
+
+    folder = arguments.out or arguments.model.parent / f"evaluation-{arguments.split}"
+    try:
+        agent = ModelPrompter(MaskablePPO.load(arguments.model, device=arguments.device))
+        entries = {name: make(0) for name, make in PROMPTERS.items()} | {"agent": agent}
+        records = evaluate_entries(entries, environment(16), folder / "evaluations", arguments.objects)
+        title = f"{arguments.env}, {arguments.split} split, {records[0].provenance['source']}, {arguments.model}"
+        write_report(folder, title, records, agent, environment(1, "rgb_array"), {"points": []})
+    except (DataUnavailableError, CheckpointError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; run the same command again to go on with the entries that are missing")
+    print(f"\neverything is in {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Train an agent that prompts SAM: clone the oracle, then PPO; keep whichever is better on the validation split.
+
+    python agents/train_ppo.py                                  the default agent on SamPrompt-ISBI-v0
+    python agents/train_ppo.py --env SamPrompt-Synthetic-v0     on generated sections, with nothing downloaded
+    python agents/train_ppo.py --clone-steps 0 --ppo-steps 8000 PPO from scratch
+    python agents/train_ppo.py --resume runs/NAME               go on where an interrupted run stopped
+
+Everything goes to one folder under runs/: model.zip (the agent), clone.zip, record.json, table.md, learning_curve.png,
+episodes.png, tensorboard/. Ctrl-C stops cleanly: what was trained is kept, and --resume goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+CONFIG = Path(__file__).parent / "configs" / "ppo.yml"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train an agent that prompts SAM, and print how it does on sections it never saw."""
+
+    env: str = "SamPrompt-ISBI-v0"
+    """Environment id; `python -c "import sam_gym; print(sam_gym.env_ids())"` lists them."""
+    config: Path = CONFIG
+    """Hyper-parameters in rl-zoo form: a YAML file with one section per environment id."""
+    seed: int = 0
+    """Seed of everything that is drawn while training. Evaluation episodes are fixed."""
+    clone_steps: int | None = None
+    """Environment steps of the warm start (0: none); default from the config."""
+    ppo_steps: int | None = None
+    """Environment steps of PPO (0: none); default from the config."""
+    data: str = "auto"
+    """auto: real images, else a marked stand-in; real: an error instead; synthetic: the stand-in."""
+    checkpoint: str = "mobile_sam"
+    """SAM weights: a name or a file."""
+    device: str = "auto"
+    """Where SAM and the policy run: auto, cpu, cuda."""
+    eval_objects: int = 81
+    """Validation objects at each evaluation while training, evenly spread over the split."""
+    evaluations: int = 3
+    """Evaluations in each stage."""
+    test_objects: int | None = None
+    """Held-out objects for the final table; default all."""
+    run_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of this run; default runs/ENV-seedN-TIME."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of an interrupted run: its arguments are taken over and it goes on where it stopped."""
+
+
+def main() -> None:
+    """Parse the arguments, train, report."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    try:
+        from training import Training
+    except ImportError as error:
+        sys.exit(f"{error}\nTraining needs the extra: pip install -e '.[sb3]'")
+    from sam_gym.data import DataUnavailableError
+    from sam_gym.sam import CheckpointError
+
+    run: Any = None
+    started = time.perf_counter()
+    try:
+        run = Training.open(arguments)
+        run.clone()
+        run.ppo()
+        run.report()
+    except (DataUnavailableError, CheckpointError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        if run is None:
+            sys.exit("\nstopped before training began; nothing to keep")
+        sys.exit(f"\nstopped. {run.keep()}\ngo on with: python agents/train_ppo.py --resume {run.folder}")
+    print(f"\n{(time.perf_counter() - started) / 60:.1f} minutes; everything is in {run.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""The stages of agents/train_ppo.py: clone, PPO, report; each can be interrupted and taken up again.
+
+What another project would want to import lives in `sam_gym`; this file only puts it in order.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import yaml
+from sb3_contrib import MaskablePPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.utils import LinearSchedule, set_random_seed
+from stable_baselines3.common.vec_env import VecMonitor
+from tqdm import tqdm
+
+import sam_gym
+from sam_gym import report
+from sam_gym.envs.prompt import SamPromptVectorEnv
+from sam_gym.evaluation import Record, evaluate
+from sam_gym.fetching import atomic_path
+from sam_gym.prompters import PROMPTERS, Prompter
+from sam_gym.sb3 import Cloner, CloneSettings, ModelPrompter, SamVecEnv, SpatialPolicy
+
+if TYPE_CHECKING:
+    from train_ppo import Arguments
+
+RESERVED = ("n_envs", "n_timesteps", "policy", "reward_scale", "clone")
+"""Entries of a config section that are not arguments of MaskablePPO."""
+
+
+class Training:
+    """One run: its folder, its state on disk, its environments and its model.
+
+    Args:
+        folder: Folder of the run.
+        state: What `state.json` holds: arguments, hyper-parameters, stage, learning curve, best model so far.
+    """
+
+    def __init__(self, folder: Path, state: dict[str, Any]) -> None:
+        self.folder, self.state = folder, state
+        arguments, config = state["arguments"], state["config"]
+        self.seed = arguments["seed"]
+        self.settings = {name: arguments[name] for name in ("data", "checkpoint", "device")}
+        set_random_seed(self.seed)
+        train = self._environment("train", "SameStep", config["n_envs"])
+        self.val = self._environment("val", "Disabled", config["n_envs"])
+        _encode([train, self.val])
+        self.train = train
+        self.venv = SamVecEnv(train, reward_scale=config["reward_scale"])
+        self.model = self._new_model()
+
+    @classmethod
+    def open(cls, arguments: Arguments) -> Training:
+        """Begin a run, or take up the one in `arguments.resume`."""
+        if arguments.resume is not None:
+            file = arguments.resume / "state.json"
+            if not file.is_file():
+                raise ValueError(f"{arguments.resume} is not the folder of a run: it has no state.json")
+            return cls(arguments.resume, json.loads(file.read_text()))
+        config = _hyper_parameters(arguments.config, arguments.env)
+        if arguments.clone_steps is not None:
+            config["clone"]["total_timesteps"] = arguments.clone_steps
+        if arguments.ppo_steps is not None:
+            config["n_timesteps"] = arguments.ppo_steps
+        name = f"{arguments.env}-seed{arguments.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = arguments.run_dir or Path("runs") / name
+        if (folder / "state.json").exists():
+            raise ValueError(f"{folder} holds a run already: take it up with --resume {folder}, or name another folder")
+        stated = {n: getattr(arguments, n) for n in (
+            "env", "seed", "data", "checkpoint", "device", "eval_objects", "evaluations", "test_objects"
+        )}  # fmt: skip
+        state = {
+            "arguments": stated, "config": config, "stage": "clone", "points": [], "best": None,
+            "seconds": {"clone": 0.0, "ppo": 0.0, "report": 0.0},
+        }  # fmt: skip
+        run = cls(folder, state)
+        run._save_state()
+        return run
+
+    # ------------------------------------------------------------------- stages
+
+    def clone(self) -> None:
+        """Fit the policy to the oracle on the training split."""
+        settings = CloneSettings(**self.state["config"]["clone"])
+        if self.state["stage"] != "clone":
+            return
+        if settings.total_timesteps == 0:
+            self._enter("ppo")
+            return
+        rounds = self.folder / "clone_rounds"
+        config = self.state["config"]
+        cloner = Cloner(
+            self.model.policy, self.train, settings, rounds,
+            seed=self.seed, gamma=config["gamma"], reward_scale=config["reward_scale"],
+        )  # fmt: skip
+        self._note("clone", cloner.timesteps, force=not self.state["points"])
+        size = cloner.timesteps // max(cloner.rounds, 1) or settings.round_steps * self.train.num_envs
+        with self._bar("cloning", cloner.total_rounds * size, cloner.timesteps) as bar:
+            started = time.perf_counter()
+
+            def after_round(_: Cloner, losses: dict[str, float]) -> None:
+                nonlocal started
+                self.state["seconds"]["clone"] += time.perf_counter() - started
+                for name, value in losses.items():
+                    self.model.logger.record(f"clone/{name}", value)
+                self.model.logger.dump(cloner.timesteps)
+                bar.update(size)
+                bar.set_postfix_str(f"KL to oracle {losses['kl_to_oracle']:.2f}")
+                self._note("clone", cloner.timesteps, force=cloner.rounds == cloner.total_rounds)
+                self._save_state()
+                started = time.perf_counter()
+
+            cloner.run(after_round)
+        self._save_model("clone.zip")
+        for file in rounds.iterdir():
+            file.unlink()
+        rounds.rmdir()
+        self._enter("ppo")
+
+    def ppo(self) -> None:
+        """Go on with MaskablePPO; the best model on the validation split, the clone included, is kept."""
+        total = self.state["config"]["n_timesteps"]
+        if self.state["stage"] != "ppo":
+            return
+        checkpoint = self.folder / "checkpoint.zip"
+        done = 0
+        if checkpoint.is_file():
+            self.model = self._load(checkpoint)
+            done = self.model.num_timesteps
+        elif (self.folder / "clone.zip").is_file():
+            self.model.policy.load_state_dict(self._load(self.folder / "clone.zip").policy.state_dict())
+        if done < total:
+            with self._bar("PPO", total, done) as bar:
+                self.model.learn(total - done, callback=_PPOProgress(self, bar), reset_num_timesteps=done == 0)
+            self._note("ppo", self.model.num_timesteps, force=True)
+        if self.state["best"] is None:  # no training at all was asked for
+            self._note("ppo", 0, force=True)
+        self._enter("report")
+
+    def report(self) -> None:
+        """Evaluate on the held-out split and write table, pictures and record."""
+        self.keep()
+        agent = ModelPrompter(self._load(self.folder / "model.zip"))
+        entries: dict[str, Prompter] = {name: make(0) for name, make in PROMPTERS.items()}
+        if (self.folder / "clone.zip").is_file():
+            entries["clone alone"] = ModelPrompter(self._load(self.folder / "clone.zip"))
+        entries["agent"] = agent
+        test = self._environment("test", "Disabled", self.state["config"]["n_envs"])
+        records = evaluate_entries(entries, test, self.folder / "evaluations", self.state["arguments"]["test_objects"])
+        pictures = self._environment("test", "Disabled", 1, render_mode="rgb_array")
+        write_report(self.folder, self.title, records, agent, pictures, self.state)
+        best = self.state["best"]
+        print(f"agent: the {best['stage']} model after {best['timesteps']} steps of that stage, validation gain "
+              f"{best['gain']:+.3f}")  # fmt: skip
+        self._enter("done")
+
+    @property
+    def title(self) -> str:
+        """Over tables and pictures: which environment, which pixels."""
+        source = self.train.engine.data.source
+        arguments = self.state["arguments"]
+        stand_in = "" if source == self.train.settings.dataset else f", STAND-IN DATA {source}"
+        return f"{arguments['env']}, {arguments['checkpoint']}, seed {arguments['seed']}{stand_in}"
+
+    def keep(self) -> str:
+        """Make model.zip the best model so far, or the current one if none was evaluated yet; says which."""
+        best = self.folder / "best.zip"
+        if best.is_file():
+            with atomic_path(self.folder / "model.zip") as path:
+                path.write_bytes(best.read_bytes())
+            kept = self.state["best"]
+            return f"model.zip is the {kept['stage']} model after {kept['timesteps']} steps"
+        self._save_model("model.zip")
+        return "model.zip is the model as it stands; it was not evaluated yet"
+
+    # ------------------------------------------------------------------- pieces
+
+    def _environment(self, split: str, autoreset_mode: str, n: int, **more: Any) -> SamPromptVectorEnv:
+        return gymnasium.make_vec(
+            self.state["arguments"]["env"], num_envs=n, vectorization_mode="vector_entry_point",
+            split=split, autoreset_mode=autoreset_mode, **self.settings, **more,
+        )  # type: ignore[return-value]  # fmt: skip
+
+    def _new_model(self) -> MaskablePPO:
+        config = self.state["config"]
+        if config["policy"] != "SpatialPolicy":
+            raise ValueError(f"policy {config['policy']!r} is unknown; there is 'SpatialPolicy'")
+        arguments = {name: _schedule(value) for name, value in config.items() if name not in RESERVED}
+        model = MaskablePPO(
+            SpatialPolicy, VecMonitor(self.venv), seed=self.seed, device=self.settings["device"], **arguments
+        )
+        model.set_logger(configure(str(self.folder / "tensorboard"), ["tensorboard"]))
+        return model
+
+    def _load(self, file: Path) -> MaskablePPO:
+        model = MaskablePPO.load(file, env=VecMonitor(self.venv), device=self.settings["device"])
+        model.set_logger(self.model.logger)
+        return model
+
+    def _save_model(self, name: str) -> None:
+        with atomic_path(self.folder / name) as path, open(path, "wb") as file:
+            self.model.save(file)
+
+    def _save_state(self) -> None:
+        report.write_json(self.folder / "state.json", self.state)
+
+    def _enter(self, stage: str) -> None:
+        self.state["stage"] = stage
+        self._save_state()
+
+    def _note(self, stage: str, timesteps: int, *, force: bool = False) -> None:
+        """Evaluate on the validation split if it is time to, and remember the model if it is the best so far."""
+        config, arguments = self.state["config"], self.state["arguments"]
+        total = config["clone"]["total_timesteps"] if stage == "clone" else config["n_timesteps"]
+        mine = [p for p in self.state["points"] if p["stage"] == stage]
+        last = mine[-1]["stage_timesteps"] if mine else 0
+        if not force and timesteps - last < total / arguments["evaluations"] or mine and last == timesteps:
+            return
+        record = evaluate(
+            ModelPrompter(self.model), "validation", self.val, max_objects=arguments["eval_objects"], progress=False
+        )
+        gain = record.gain.mean
+        before = config["clone"]["total_timesteps"] if stage == "ppo" else 0
+        self.state["points"].append(
+            {"stage": stage, "stage_timesteps": timesteps, "timesteps": before + timesteps, "gain": gain,
+             "final_iou": float(record.curve[-1])}
+        )  # fmt: skip
+        self.model.logger.record("validation/iou_gain", gain)
+        self.model.logger.record("validation/final_iou", float(record.curve[-1]))
+        self.model.logger.dump(before + timesteps)
+        tqdm.write(f"{stage:>6} {timesteps:>6} steps: validation IoU {record.curve[0]:.3f} -> {record.curve[-1]:.3f} "
+                   f"(gain {record.gain.mean:+.3f}, {record.prompts.mean():.1f} prompts)")  # fmt: skip
+        best = self.state["best"]
+        if best is None or gain > best["gain"]:
+            self.state["best"] = {"stage": stage, "timesteps": timesteps, "gain": gain}
+            self._save_model("best.zip")
+        self._save_state()
+
+    @staticmethod
+    def _bar(name: str, total: int, done: int) -> tqdm:
+        return tqdm(total=total, initial=done, desc=f"{name:>14}", unit="step", smoothing=0.1)
+
+
+class _PPOProgress(BaseCallback):
+    """Bar, checkpoint and validation between two rollouts of PPO."""
+
+    def __init__(self, run: Training, bar: tqdm) -> None:
+        super().__init__()
+        self.run, self.bar = run, bar
+        self.started = time.perf_counter()
+
+    def _on_rollout_start(self) -> None:
+        seconds = self.run.state["seconds"]
+        seconds["ppo"] += time.perf_counter() - self.started
+        if self.num_timesteps:
+            self.run._save_model("checkpoint.zip")
+            self.run._note("ppo", self.num_timesteps)
+            self.run._save_state()
+        self.started = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        self.bar.update(self.training_env.num_envs)
+        return True
+
+
+def evaluate_entries(
+    entries: dict[str, Prompter], env: SamPromptVectorEnv, folder: Path, max_objects: int | None
+) -> list[Record]:
+    """Evaluate each entry on the environment's split, skipping those whose record is in `folder` already."""
+    _encode([env])
+    records = []
+    for name, prompter in entries.items():
+        file = folder / f"{name.replace(' ', '_')}.json"
+        if file.is_file():
+            records.append(Record.from_json(json.loads(file.read_text())))
+            continue
+        record = evaluate(prompter, name, env, max_objects=max_objects)
+        report.write_json(file, record.to_json())
+        records.append(record)
+    return records
+
+
+def write_report(
+    folder: Path, title: str, records: list[Record], agent: Prompter, pictures: SamPromptVectorEnv, state: dict[str, Any]
+) -> None:
+    """Table on the screen and as Markdown, learning_curve.png, episodes.png and record.json."""
+    print()
+    report.print_table(records, f"held-out objects: {len(records[0].iou)} ({title})")
+    (folder / "table.md").write_text(report.markdown_table(records), encoding="utf-8")
+    report.plot_learning(folder / "learning_curve.png", state["points"], records, title)
+    report.save_film_strip(folder / "episodes.png", agent, records[-1], pictures)
+    entries = [record.summary() for record in records]
+    report.write_json(folder / "record.json", {**report.provenance(), **state, "held_out": entries})
+
+
+def _encode(envs: list[SamPromptVectorEnv]) -> None:
+    """Run the encoder over all images of the environments' splits, with a bar: afterwards no reset needs it."""
+    waiting = [(env, i) for env in envs for i in range(len(env.engine.data.image_ids))]
+    with tqdm(waiting, desc=f"{'encoding':>14}", unit="image") as bar:
+        for env, index in bar:
+            env.engine.backend.encode([env.engine.data.image(index)])
+
+
+def _hyper_parameters(file: Path, env: str) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"there is no config {file}")
+    sections = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if env not in sections:
+        known = ", ".join(name for name in sections if name in sam_gym.env_ids())
+        raise ValueError(f"{file} has no section for {env!r}; it has {known}")
+    return sections[env]
+
+
+def _schedule(value: Any) -> Any:
+    """rl-zoo's "lin_0.001": falls linearly to zero."""
+    if isinstance(value, str) and value.startswith("lin_"):
+        return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+    return value

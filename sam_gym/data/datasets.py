@@ -1,0 +1,122 @@
+"""The table of datasets, and `load_data`: name, split and source -> `SegmentationData`.
+
+Adding a dataset: one small module with its `DatasetSpec`, one row here (and its splits in `splits.json`, its files in
+`<name>.csv`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import threading
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from sam_gym import fetching
+from sam_gym.data import isbi, sources, synthetic
+from sam_gym.data.segmentation import MAX_AREA, MIN_AREA, SegmentationData, check_area_limits
+from sam_gym.data.sources import DataMismatchError, DataUnavailableError
+from sam_gym.data.spec import DatasetSpec
+
+DATASETS: Mapping[str, DatasetSpec] = MappingProxyType({spec.name: spec for spec in (isbi.SPEC, synthetic.SPEC)})
+
+DATA_MODES = ("auto", "real", "synthetic")
+
+_lock = threading.RLock()
+_loaded: dict[tuple, SegmentationData] = {}
+_unlimited: dict[tuple, SegmentationData] = {}  # objects of any area; the views in `_loaded` share its arrays
+_given_up: set[tuple] = set()  # datasets and the folders tried: "auto" neither warns nor waits for a dead network twice
+
+
+def load_data(
+    name: str,
+    split: str = "train",
+    data: str = "auto",
+    min_area: int = MIN_AREA,
+    max_area: int = MAX_AREA,
+) -> SegmentationData:
+    """Load one split of one dataset; equal arguments give the same object for as long as the process lives.
+
+    Real files are looked for in $SAM_GYM_DATA, then in the cache folder, then downloaded by their pinned URLs; each is
+    checked by sha256.
+
+    Args:
+        name: A key of `DATASETS`: "isbi2012" or "synthetic-em".
+        split: "train", "val" or "test".
+        data: "auto" takes the real files where they can be had; else it warns (once per process, dataset and setting
+            of the folders) and takes the dataset's stand-in. "real" raises instead. "synthetic" takes the stand-in and
+            says nothing. A stand-in has its own images, image ids and number of images, and its `source` is
+            "synthetic-em". For "synthetic-em" itself all three mean the generator.
+        min_area: Objects of fewer px are left out.
+        max_area: Objects of more px are left out.
+
+    Returns:
+        The data; `source` says what the pixels really are.
+
+    Raises:
+        ValueError: Unknown name, split or mode; area limits that make no sense or leave no object.
+        DataUnavailableError: With data="real", no source has the files. In modes "auto" and "real", $SAM_GYM_DATA
+            holds a file that is not the published one.
+    """
+    spec = DATASETS[_one_of(name, DATASETS, "dataset")]
+    _one_of(split, spec.splits, f"split of {name}")
+    _one_of(data, DATA_MODES, "data mode")
+    check_area_limits(min_area, max_area)
+    with _lock:
+        source, root = _source(spec, data)
+        key = (name, split, source.name, root, int(min_area), int(max_area))
+        if key not in _loaded:
+            _loaded[key] = _load(name, split, source, root, int(min_area), int(max_area))
+        return _loaded[key]
+
+
+def _source(spec: DatasetSpec, data: str) -> tuple[DatasetSpec, Path | None]:
+    """Which dataset's pixels to take, and the folder of its files."""
+    if not spec.files:
+        return spec, None
+    attempt = (spec.name, os.environ.get(sources.ENVIRONMENT_VARIABLE), fetching.cache_dir())
+    if data == "real" or (data == "auto" and attempt not in _given_up):
+        try:
+            root = sources.locate(spec)
+            _given_up.discard(attempt)
+            return spec, root
+        except DataMismatchError:
+            raise
+        except DataUnavailableError as error:
+            if data == "real" or spec.stand_in is None:
+                raise
+            warnings.warn(
+                f"{spec.name}: using the procedural stand-in {spec.stand_in}, NOT the real sections. Results are "
+                f"marked {spec.stand_in!r} and do not count as {spec.name}. {error}",
+                UserWarning,
+                stacklevel=3,
+            )
+            _given_up.add(attempt)
+    if spec.stand_in is None:
+        raise DataUnavailableError(f"{spec.name} has no synthetic stand-in: use data='real'")
+    return DATASETS[spec.stand_in], None
+
+
+def _load(
+    name: str, split: str, source: DatasetSpec, root: Path | None, min_area: int, max_area: int
+) -> SegmentationData:
+    key = (source.name, split, root)
+    ids = source.splits[split]
+    if key not in _unlimited:
+        images, labels = zip(*(source.read(root, image_id) for image_id in ids), strict=True)
+        _unlimited[key] = SegmentationData(
+            source.name, split, source.name, ids, images, labels, min_area=1, max_area=2**31 - 1
+        )
+    whole = _unlimited[key]
+    shared = [whole.image(i) for i in ids], [whole.labels(i) for i in ids]
+    return SegmentationData(name, split, source.name, ids, *shared, min_area=min_area, max_area=max_area)
+
+
+def _one_of(value: str, choices: Iterable[str], what: str) -> str:
+    if value in choices:
+        return value
+    near = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ValueError(f"unknown {what} {value!r}{hint} Choices: {', '.join(choices)}")

@@ -1,0 +1,72 @@
+"""What a dataset is: its name, its terms, its files, its splits, and how one image of it is read.
+
+Plain records and the readers of the two packaged tables (file lists and splits). Where files are found is the business
+of `sam_gym.data.sources`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+# An image that `to_rgb_uint8` takes, and integer labels (H, W) with 0 = none.
+Sample = tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One published file: its path below the data folder, its size in bytes, its sha256 and its pinned URL."""
+
+    path: str
+    bytes: int
+    sha256: str
+    url: str
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One dataset, as a row of `sam_gym.data.DATASETS`.
+
+    Attributes:
+        name: Short name, for example "isbi2012"; also the name of its folder of files.
+        title: One line that says what it shows and what its objects are.
+        licence: The terms of the files.
+        citation: Who is to be cited.
+        splits: Split name -> image ids, in order. Fixed and versioned (`splits.json`), never drawn at random.
+        read: `read(root, image_id)` gives the image and its labels; `root` is the folder that holds all of `files`, or
+            None for a dataset without files.
+        files: Every file it needs; empty if it is generated.
+        stand_in: Name of the generated dataset that takes its place where its files cannot be had, or None.
+    """
+
+    name: str
+    title: str
+    licence: str
+    citation: str
+    splits: Mapping[str, tuple[str, ...]]
+    read: Callable[[Path | None, str], Sample]
+    files: tuple[FileRecord, ...] = ()
+    stand_in: str | None = None
+
+
+def read_file_list(name: str) -> tuple[FileRecord, ...]:
+    """The packaged list of a dataset's files, `sam_gym/data/<name>.csv`."""
+    text = resources.files("sam_gym.data").joinpath(f"{name}.csv").read_text(encoding="utf-8")
+    return tuple(
+        FileRecord(row["path"], int(row["bytes"]), row["sha256"], row["url"])
+        for row in csv.DictReader(text.splitlines())
+    )
+
+
+def read_splits(name: str) -> Mapping[str, tuple[str, ...]]:
+    """The packaged splits of a dataset, from `sam_gym/data/splits.json`: split name -> image ids."""
+    tables = json.loads(resources.files("sam_gym.data").joinpath("splits.json").read_text(encoding="utf-8"))
+    return MappingProxyType({split: tuple(ids) for split, ids in tables["datasets"][name].items()})

@@ -1,0 +1,5 @@
+"""The environments."""
+
+from sam_gym.envs.prompt import SamPromptEnv, SamPromptVectorEnv
+
+__all__ = ["SamPromptEnv", "SamPromptVectorEnv"]

@@ -1,0 +1,346 @@
+"""N episodes around one backend: the only step function of the suite.
+
+`PromptEngine` holds the episodes as arrays and makes one decode call per step, whatever N is and however many of them
+begin anew in that step. The single environment is N = 1 of it; seeding, autoreset and Gymnasium's interfaces are the
+environments' business (`sam_gym.envs.prompt`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sam_gym.data import SegmentationData, load_data
+from sam_gym.envs import observations
+from sam_gym.envs.episode import Episodes, GridActions, action_mode, clip_box, noisy_box, view_of
+from sam_gym.envs.rewards import Outcome, Quality, overlap, parse_reward, weighted
+from sam_gym.sam.backend import ImageEmbedding, get_backend
+from sam_gym.sam.prompts import PromptBatch
+
+Rows = NDArray[np.intp]
+NO_ROWS: Rows = np.zeros(0, np.intp)
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """What `gymnasium.make` accepts for SamPrompt environments; all values survive JSON.
+
+    Attributes:
+        dataset: Name in `sam_gym.data.DATASETS`.
+        split: "train", "val" or "test".
+        data: "auto" (real files, else the marked stand-in), "real" (else an error) or "synthetic".
+        checkpoint: Name in `sam_gym.sam.CHECKPOINTS` or path of a SAM weights file.
+        device: "auto", "cpu", "cuda" ...
+        precision: "exact" (float32 decoder), "fast" (bfloat16) or "auto" (fast where the hardware has bfloat16).
+        action_mode: "grid", "point" or "box".
+        grid: G, cells of the action grid and of the embedding per side.
+        max_prompts: Prompts per episode, the cue box not counted.
+        box_noise: e, relative error of each side of the cue box.
+        view_scale: Side of the view over the cue box's longer side.
+        reward: A reward term ("iou", "dice", "hit") or {term: weight}.
+        prompt_cost: Subtracted for each prompt (not for stop).
+        min_area: Smallest object in px.
+        max_area: Largest object in px.
+    """
+
+    dataset: str = "isbi2012"
+    split: str = "train"
+    data: str = "auto"
+    checkpoint: str = "mobile_sam"
+    device: str = "auto"
+    precision: str = "exact"
+    action_mode: str = "grid"
+    grid: int = 16
+    max_prompts: int = 5
+    box_noise: float = 0.2
+    view_scale: float = 1.7
+    reward: str | Mapping[str, float] = "iou"
+    prompt_cost: float = 0.0
+    min_area: int = 200
+    max_area: int = 60_000
+
+    def __post_init__(self) -> None:
+        parse_reward(self.reward)
+        limits = {"grid": (2, 32), "max_prompts": (1, 100), "box_noise": (0, 0.45), "view_scale": (1, 20)}
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}={getattr(self, name)} is outside {low}..{high}")
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> PromptSettings:
+        """Settings from keyword arguments; an unknown one is named together with the nearest known one."""
+        known = [f.name for f in fields(cls)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise TypeError(f"unknown argument {name!r}; {hint}")
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where one episode begins: image index, object id, cue box (4,) float32."""
+
+    image: int
+    object_id: int
+    cue: NDArray[np.float32]
+
+
+class PromptEngine:
+    """N prompting episodes, advanced together.
+
+    Args:
+        settings: See `PromptSettings`.
+        num_envs: N.
+
+    Attributes:
+        episodes: The episodes as arrays.
+        quality: IoU and Dice of the current masks against their objects, (N,) each.
+        box_only_iou: (N,) IoU of the cue box's own mask, where each episode began.
+    """
+
+    def __init__(self, settings: PromptSettings, num_envs: int) -> None:
+        self.settings = settings
+        self.actions = action_mode(settings.action_mode, settings.grid)
+        self.data: SegmentationData = load_data(
+            settings.dataset, settings.split, settings.data, settings.min_area, settings.max_area
+        )
+        self.backend = get_backend(settings.checkpoint, settings.device, settings.precision)
+        channels, grid, n = self.backend.embedding_channels, settings.grid, num_envs
+        self.observation_space = observations.observation_space(channels, grid)
+        self.episodes = Episodes.blank(n, settings.max_prompts, grid)
+        self.quality = Quality(np.zeros(n), np.zeros(n))
+        self.box_only_iou = np.zeros(n)
+        self._reward = parse_reward(settings.reward)
+        self._predicted_iou = np.zeros(n, np.float32)
+        self._logits = torch.zeros(n, *self.backend.mask_size, device=self.backend.device)
+        self._embeddings: list[ImageEmbedding | None] = [None] * n
+        self._scenes: list[observations.Scene | None] = [None] * n
+        self._truths: list[Tensor | None] = [None] * n
+        self._masks: list[Tensor | None] = [None] * n
+        self._maps = np.zeros((n, *self.observation_space["maps"].shape), np.uint8)
+        self._embedding_maps = np.zeros((n, channels, grid, grid), np.float32)
+        self._state = np.zeros((n, len(observations.STATE)), np.float32)
+
+    # ------------------------------------------------------------------ posing
+
+    def pose(self, rng: np.random.Generator, request: Mapping[str, Any] | None = None) -> Pose:
+        """Draw an episode, or take what `request` fixes of it.
+
+        Args:
+            rng: The sub-environment's own generator.
+            request: May hold "image" (index in the split, or id), "object" (id in that image) and "cue" (x0, y0,
+                x1, y1 in image pixels); what is missing is drawn.
+
+        Raises:
+            ValueError: An unknown entry, or an image, object or cue that is not there.
+        """
+        request = dict(request or {})
+        image, wanted, cue = (request.pop(name, None) for name in ("image", "object", "cue"))
+        if request:
+            raise ValueError(f"unknown reset options {sorted(request)}; known are 'image', 'object' and 'cue'")
+        objects = self.data.objects
+        if wanted is not None:
+            if image is None:
+                raise ValueError("reset option 'object' needs 'image': object ids count within one image")
+            row = self.data.find(_plain(image), int(wanted))
+        elif image is not None:
+            index = self.data.image_index(_plain(image))
+            rows = np.flatnonzero(objects.image_index == index)
+            if not len(rows):
+                raise ValueError(f"image {self.data.image_ids[index]!r} has no object within the area limits")
+            row = int(rng.choice(rows))
+        else:
+            row = int(rng.integers(len(objects)))
+        index = int(objects.image_index[row])
+        size = self.data.image(index).shape[:2]
+        if cue is None:
+            box = noisy_box(objects.box[row], self.settings.box_noise, (size[0], size[1]), rng)
+        else:
+            box = np.asarray(cue, np.float32)
+            if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= box[:2]).any():
+                raise ValueError(f"reset option 'cue' must be x0, y0, x1, y1 with x0 < x1 and y0 < y1, got {cue!r}")
+            box = clip_box(box, (size[0], size[1]))
+        return Pose(index, int(objects.object_id[row]), box)
+
+    # ---------------------------------------------------------------- stepping
+
+    def act(self, rows: Rows, actions: NDArray | Sequence) -> None:
+        """Turn actions into prompts. Which episodes end is known from here on (`episodes.terminated`)."""
+        self.actions.apply(self.episodes, rows, np.asarray(actions))
+        self.episodes.steps[rows] += 1
+
+    def settle(self, acted: Rows, fresh: Mapping[int, Pose]) -> tuple[NDArray[np.float64], dict[int, tuple[dict, dict]]]:
+        """Decode, in one call, the prompts of the rows that acted and the cue boxes of the episodes that begin.
+
+        Args:
+            acted: Rows for which `act` was called.
+            fresh: Row -> where its next episode begins. A row may act and begin anew in one step.
+
+        Returns:
+            Rewards of `acted`, and for rows that acted and began anew the last observation and info of the old episode.
+        """
+        prompted = acted[~self.episodes.stopped[acted]]
+        begun = self._stage(fresh)
+        logits, predicted = self._decode(prompted, begun)
+        rewards = self._finish_step(acted, prompted, logits[: len(prompted)], predicted[: len(prompted)])
+        finals = {row: (self.observation(row), self.info(row)) for row in fresh if row in acted}
+        self._install(begun, logits[len(prompted) :], predicted[len(prompted) :])
+        return rewards, finals
+
+    def _stage(self, fresh: Mapping[int, Pose]) -> _Begun:
+        """New episodes, made ready beside the running ones."""
+        episodes = Episodes.blank(len(fresh), self.settings.max_prompts, self.settings.grid)
+        for i, pose in enumerate(fresh.values()):
+            episodes.image[i], episodes.object_id[i] = pose.image, pose.object_id
+            episodes.image_size[i] = self.data.image(pose.image).shape[:2]
+            episodes.cue[i] = episodes.box[i] = pose.cue
+            episodes.view[i] = view_of(pose.cue, self.settings.view_scale)
+        embeddings = self.backend.encode([self.data.image(pose.image) for pose in fresh.values()])
+        return _Begun(np.fromiter(fresh, np.intp, len(fresh)), episodes, embeddings)
+
+    def _decode(self, prompted: Rows, begun: _Begun) -> tuple[Tensor, NDArray[np.float32]]:
+        if not len(prompted) and not len(begun.rows):
+            return self._logits[:0], np.zeros(0, np.float32)
+        running, new = self.episodes, begun.episodes
+        has_mask = np.arange(len(prompted) + len(new)) < len(prompted)
+        previous = self._logits[torch.as_tensor(prompted, device=self._logits.device)]
+        batch = PromptBatch(
+            points=np.concatenate([running.points[prompted], new.points]),
+            labels=np.concatenate([running.labels[prompted], new.labels]),
+            boxes=np.concatenate([running.box[prompted], new.box]),
+            mask_logits=torch.cat([previous, previous.new_zeros(len(new), *previous.shape[1:])]),
+            has_mask=has_mask,
+        )
+        embeddings = [_known(self._embeddings[row]) for row in prompted] + begun.embeddings
+        masks = self.backend.decode(embeddings, batch)
+        return masks.logits[:, 0], masks.predicted_iou[:, 0].cpu().numpy()
+
+    def _finish_step(self, acted: Rows, prompted: Rows, logits: Tensor, predicted: NDArray) -> NDArray[np.float64]:
+        before = Quality(self.quality.iou[acted].copy(), self.quality.dice[acted].copy())
+        hit = np.zeros(len(self.episodes))
+        for row in prompted:
+            hit[row] = self._hit(row)
+        self._update_masks(prompted, logits, predicted)
+        after = Quality(self.quality.iou[acted], self.quality.dice[acted])
+        self._state[acted, 0] = self._prompts_left(acted)
+        cost = self.settings.prompt_cost * np.isin(acted, prompted)
+        return weighted(self._reward, Outcome(before, after, hit[acted])) - cost
+
+    def _install(self, begun: _Begun, logits: Tensor, predicted: NDArray) -> None:
+        self.episodes.put(begun.rows, begun.episodes)
+        for i, row in enumerate(begun.rows):
+            image, object_id = int(begun.episodes.image[i]), int(begun.episodes.object_id[i])
+            view, cue, embedding = begun.episodes.view[i], begun.episodes.cue[i], begun.embeddings[i]
+            scene = observations.build_scene(self.data.image(image), embedding, view, cue, self.settings.grid)
+            self._embeddings[row], self._scenes[row] = embedding, scene
+            self._truths[row] = torch.as_tensor(self.data.mask(image, object_id), device=self.backend.device)
+            self._maps[row] = 0
+            self._maps[row, :3], self._maps[row, 4] = scene.image_map, scene.cue_map
+            self._embedding_maps[row] = scene.embedding
+            self._state[row, 3] = scene.view_size
+        self._update_masks(begun.rows, logits, predicted)
+        self._state[begun.rows, 0] = self._prompts_left(begun.rows)
+        self._state[begun.rows, 4] = 0  # the first mask is not a change
+        self.box_only_iou[begun.rows] = self.quality.iou[begun.rows]
+
+    def _update_masks(self, rows: Rows, logits: Tensor, predicted: NDArray) -> None:
+        """Take over new masks: quality against the truth on the device, small maps and scalars on the host."""
+        self._predicted_iou[rows] = predicted
+        overlaps = []
+        for i, row in enumerate(rows):
+            self._logits[row] = logits[i]
+            mask = self.backend.upscale(logits[i], _known(self._embeddings[row])) > 0
+            self._masks[row] = mask
+            overlaps.append(torch.stack(overlap(mask, _known(self._truths[row]))))
+            scene = _known(self._scenes[row])
+            new_map = observations.mask_map(logits[i], scene)
+            change = np.abs(new_map.astype(np.int16) - self._maps[row, 3]).mean() / 255
+            self._maps[row, 3] = new_map
+            self._maps[row, 5:] = observations.point_maps(
+                self.episodes.points[row], self.episodes.labels[row], self.episodes.view[row], self.settings.grid
+            )
+            self._state[row, 1:3] = np.clip(predicted[i], 0, 1), new_map.mean() / 255
+            self._state[row, 4] = change
+        if overlaps:
+            values = torch.stack(overlaps).double().cpu().numpy()
+            self.quality.iou[rows], self.quality.dice[rows] = values[:, 0], values[:, 1]
+
+    def _prompts_left(self, rows: Rows) -> NDArray[np.float32]:
+        return (1 - self.episodes.prompts[rows] / self.settings.max_prompts).astype(np.float32)
+
+    def _hit(self, row: int) -> float:
+        """+1 or -1: does the newest click's label agree with the truth under it? 0 if the prompt was a box."""
+        slot = self.episodes.prompts[row] - 1
+        label = self.episodes.labels[row, slot]
+        if label < 0:
+            return 0.0
+        x, y = np.round(self.episodes.points[row, slot]).astype(int)
+        return 1.0 if bool(_known(self._truths[row])[y, x]) == bool(label) else -1.0
+
+    # ------------------------------------------------------------------ looking
+
+    def observations(self, rows: Rows | slice = slice(None)) -> dict[str, NDArray]:
+        """Fresh copies of the observations of `rows`, stacked."""
+        return {
+            "maps": self._maps[rows].copy(),
+            "embedding": self._embedding_maps[rows].copy(),
+            "state": self._state[rows].copy(),
+        }
+
+    def observation(self, row: int) -> dict[str, NDArray]:
+        """Fresh copy of the observation of one row."""
+        return {name: array[0] for name, array in self.observations(np.array([row])).items()}
+
+    def info(self, row: int) -> dict[str, Any]:
+        """Quality and identity of one row's episode, as plain Python values."""
+        return {
+            "iou": float(self.quality.iou[row]),
+            "dice": float(self.quality.dice[row]),
+            "prompts": int(self.episodes.prompts[row]),
+            "image": self.data.image_ids[self.episodes.image[row]],
+            "object": int(self.episodes.object_id[row]),
+            "source": self.data.source,
+        }
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """(N, actions) bool: what may be done. Grid mode only."""
+        if not isinstance(self.actions, GridActions):
+            raise ValueError(f"action masks exist for action_mode='grid', not for {self.settings.action_mode!r}")
+        return self.actions.masks(self.episodes)
+
+    def mask(self, row: int) -> NDArray[np.bool_]:
+        """(H, W) bool, the current mask at full size."""
+        return _known(self._masks[row]).cpu().numpy()
+
+    def truth(self, row: int) -> NDArray[np.bool_]:
+        """(H, W) bool, the object itself. For oracles and pictures; never for agents."""
+        return _known(self._truths[row]).cpu().numpy()
+
+
+@dataclass
+class _Begun:
+    """Episodes about to begin: the rows they will take, their arrays and embeddings."""
+
+    rows: Rows
+    episodes: Episodes
+    embeddings: list[ImageEmbedding]
+
+
+def _known(value: Any) -> Any:
+    assert value is not None, "reset() fills every row before anything reads it"
+    return value
+
+
+def _plain(image: Any) -> int | str:
+    """NumPy integers and strings as Python's."""
+    return int(image) if isinstance(image, numbers.Integral) else str(image)

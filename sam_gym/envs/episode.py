@@ -1,0 +1,229 @@
+"""Episodes as arrays, and the rules by which actions become prompts.
+
+Pure numpy: no model, no ground truth, no rewards. All coordinates are continuous (x, y) in the frame of the original
+image, whose pixel (i, j) covers [j, j + 1) x [i, i + 1), unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from sam_gym.sam.prompts import ABSENT
+
+Floats = NDArray[np.float32]
+
+
+@dataclass
+class Episodes:
+    """N episodes as a struct of arrays; row i is sub-environment i.
+
+    Attributes:
+        image: (N,) int32 index of the image in the data set.
+        object_id: (N,) int32 label of the object in that image.
+        image_size: (N, 2) int32 height, width in pixels.
+        cue: (N, 4) float32 noisy box x0, y0, x1, y1 that the episode starts from.
+        view: (N, 3) float32 left, top, side of the square that is observed and acted in.
+        box: (N, 4) float32 box prompt of the next decode; the cue until an action moves it.
+        points: (N, T, 2) float32 clicks so far.
+        labels: (N, T) int8: 1, 0, or -1 where no click is yet.
+        used: (N, G*G) bool cells that have been clicked.
+        prompts: (N,) int32 prompts given so far, the cue not counted.
+        stopped: (N,) bool whether the agent has said stop.
+        steps: (N,) int32 steps so far, stop included.
+    """
+
+    image: NDArray[np.int32]
+    object_id: NDArray[np.int32]
+    image_size: NDArray[np.int32]
+    cue: Floats
+    view: Floats
+    box: Floats
+    points: Floats
+    labels: NDArray[np.int8]
+    used: NDArray[np.bool_]
+    prompts: NDArray[np.int32]
+    stopped: NDArray[np.bool_]
+    steps: NDArray[np.int32]
+
+    @classmethod
+    def blank(cls, n: int, max_prompts: int, grid: int) -> Episodes:
+        """N rows of nothing."""
+        return cls(
+            image=np.zeros(n, np.int32),
+            object_id=np.zeros(n, np.int32),
+            image_size=np.ones((n, 2), np.int32),
+            cue=np.zeros((n, 4), np.float32),
+            view=np.zeros((n, 3), np.float32),
+            box=np.zeros((n, 4), np.float32),
+            points=np.zeros((n, max_prompts, 2), np.float32),
+            labels=np.full((n, max_prompts), ABSENT, np.int8),
+            used=np.zeros((n, grid * grid), np.bool_),
+            prompts=np.zeros(n, np.int32),
+            stopped=np.zeros(n, np.bool_),
+            steps=np.zeros(n, np.int32),
+        )
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def max_prompts(self) -> int:
+        """T: prompts that an episode may take."""
+        return self.labels.shape[1]
+
+    @property
+    def terminated(self) -> NDArray[np.bool_]:
+        """(N,) bool: stopped, or out of prompts."""
+        return self.stopped | (self.prompts >= self.max_prompts)
+
+    def put(self, rows: NDArray[np.intp], other: Episodes) -> None:
+        """Write the rows of `other` over `rows`."""
+        for field in fields(self):
+            getattr(self, field.name)[rows] = getattr(other, field.name)
+
+
+def noisy_box(tight: Floats, noise: float, image_size: tuple[int, int], rng: np.random.Generator) -> Floats:
+    """A tight box with each side moved by U(-noise, noise) x the box's extent in that direction, inside the image.
+
+    Args:
+        tight: (4,) x0, y0, x1, y1.
+        noise: Relative error e >= 0.
+        image_size: (H, W).
+        rng: Source of the four numbers drawn.
+
+    Returns:
+        (4,) float32, at least one pixel wide and high.
+    """
+    x0, y0, x1, y1 = (float(v) for v in tight)
+    extent = np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
+    moved = np.array([x0, y0, x1, y1]) + rng.uniform(-noise, noise, 4) * extent
+    return clip_box(moved, image_size)
+
+
+def clip_box(box: NDArray, image_size: tuple[int, int]) -> Floats:
+    """Corners in order, inside the image, at least one pixel apart."""
+    height, width = image_size
+    x0, x1 = sorted((float(box[0]), float(box[2])))
+    y0, y1 = sorted((float(box[1]), float(box[3])))
+    x0, y0 = np.clip(x0, 0, width - 1), np.clip(y0, 0, height - 1)
+    return np.array([x0, y0, np.clip(x1, x0 + 1, width), np.clip(y1, y0 + 1, height)], np.float32)
+
+
+def view_of(cue: Floats, scale: float) -> Floats:
+    """The square (left, top, side) centred on the cue box, `scale` times its longer side; it may leave the image."""
+    x0, y0, x1, y1 = cue
+    side = scale * max(x1 - x0, y1 - y0)
+    return np.array([(x0 + x1 - side) / 2, (y0 + y1 - side) / 2, side], np.float32)
+
+
+def in_view(view: Floats, fractions: Floats) -> Floats:
+    """Fractions (..., 2) of the view's side (0, 0 = its top left) -> continuous image coordinates."""
+    return view[..., None, :2] + fractions * view[..., None, 2:]
+
+
+class GridActions:
+    """Discrete(2 * G * G + 1): a positive click in a cell, a negative click in a cell, stop.
+
+    Action a < G*G is a foreground click at the centre of cell a (row a // G, column a % G of the view),
+    G*G <= a < 2*G*G a background click in cell a - G*G, and a = 2*G*G says stop.
+    """
+
+    def __init__(self, grid: int) -> None:
+        self.grid = grid
+        self.cells = grid * grid
+        self.stop = 2 * self.cells
+        self.space: spaces.Space = spaces.Discrete(self.stop + 1)
+        middle = (np.arange(grid, dtype=np.float32) + 0.5) / grid
+        self.centres = np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2)  # (G*G, 2), x fastest
+
+    def apply(self, episodes: Episodes, rows: NDArray[np.intp], actions: NDArray) -> None:
+        """Write the prompts that `actions` (one per row) mean into `episodes`."""
+        actions = np.asarray(actions)
+        for action in actions.tolist():
+            if type(action) is not int or not 0 <= action <= self.stop:
+                raise ValueError(
+                    f"action {action!r} is not an integer in 0..{self.stop}: 0..{self.cells - 1} foreground cells, "
+                    f"{self.cells}..{self.stop - 1} background cells, {self.stop} stop"
+                )
+        for row, action in zip(rows, actions, strict=True):
+            if action == self.stop:
+                episodes.stopped[row] = True
+                continue
+            cell = int(action) % self.cells
+            xy = in_view(episodes.view[row], self.centres[cell : cell + 1])[0]
+            _click(episodes, row, xy, label=int(action < self.cells))
+            episodes.used[row, cell] = True
+
+    def masks(self, episodes: Episodes) -> NDArray[np.bool_]:
+        """(N, 2*G*G + 1) bool: cells that are unused and whose centre lies in the image, and stop."""
+        centres = in_view(episodes.view, self.centres)
+        size = episodes.image_size[:, None, ::-1]
+        inside = ((centres >= 0) & (centres < size)).all(axis=-1)
+        free = inside & ~episodes.used
+        return np.concatenate([free, free, np.ones((len(episodes), 1), np.bool_)], axis=1)
+
+
+class PointActions:
+    """Box(-1, 1, (4,)): x and y in the view, label (>= 0 foreground, < 0 background), stop (> 0.5)."""
+
+    def __init__(self) -> None:
+        self.space: spaces.Space = spaces.Box(-1.0, 1.0, (4,), np.float32)
+
+    def apply(self, episodes: Episodes, rows: NDArray[np.intp], actions: NDArray) -> None:
+        """Write the prompts that `actions` (one per row) mean into `episodes`."""
+        for row, action in zip(rows, _checked(actions, 4), strict=True):
+            if action[3] > 0.5:
+                episodes.stopped[row] = True
+            else:
+                _click(episodes, row, in_view(episodes.view[row], (action[None, :2] + 1) / 2)[0], int(action[2] >= 0))
+
+
+class BoxActions:
+    """Box(-1, 1, (5,)): the box's x0, y0, x1, y1 in the view, stop (> 0.5). Each box replaces the last one."""
+
+    def __init__(self) -> None:
+        self.space: spaces.Space = spaces.Box(-1.0, 1.0, (5,), np.float32)
+
+    def apply(self, episodes: Episodes, rows: NDArray[np.intp], actions: NDArray) -> None:
+        """Write the prompts that `actions` (one per row) mean into `episodes`."""
+        for row, action in zip(rows, _checked(actions, 5), strict=True):
+            if action[4] > 0.5:
+                episodes.stopped[row] = True
+            else:
+                corners = in_view(episodes.view[row], (action[:4].reshape(2, 2) + 1) / 2)
+                height, width = episodes.image_size[row]
+                episodes.box[row] = clip_box(corners.ravel(), (height, width))
+                episodes.prompts[row] += 1
+
+
+ActionMode = GridActions | PointActions | BoxActions
+
+
+def action_mode(name: str, grid: int) -> ActionMode:
+    """The action mode called "grid", "point" or "box"."""
+    if name == "grid":
+        return GridActions(grid)
+    modes = {"point": PointActions, "box": BoxActions}
+    if name not in modes:
+        raise ValueError(f"action_mode {name!r} is unknown; choose 'grid', 'point' or 'box'")
+    return modes[name]()
+
+
+def _checked(actions: NDArray, width: int) -> Floats:
+    values = np.asarray(actions, np.float32)
+    if values.shape[1:] != (width,) or not (np.abs(values) <= 1).all():  # NaN fails the comparison too
+        raise ValueError(f"actions of shape {values.shape[1:]} in [-1, 1] are needed ({width} numbers), got {actions}")
+    return values
+
+
+def _click(episodes: Episodes, row: int, xy: Floats, label: int) -> None:
+    slot = episodes.prompts[row]
+    height, width = episodes.image_size[row]
+    # SAM counts a pixel's centre as its integer coordinate; a click never leaves the image
+    episodes.points[row, slot] = np.clip(xy - 0.5, 0, (width - 1, height - 1))
+    episodes.labels[row, slot] = label
+    episodes.prompts[row] += 1

@@ -1,0 +1,133 @@
+"""Pictures of episodes for people: the image, SAM's mask, the truth's outline, the prompts, and how it stands.
+
+The truth is drawn here, so pictures are for people and never for agents.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+if TYPE_CHECKING:
+    from sam_gym.envs.engine import PromptEngine
+
+SIZE = 448
+"""Side of the picture's image part in pixels."""
+
+MARGIN = 1.15
+"""What is shown is the view and a little around it."""
+
+CAPTION = 64
+MASK, TRUTH, CUE = (64, 156, 255), (255, 214, 10), (255, 255, 255)
+POSITIVE, NEGATIVE = (48, 209, 88), (255, 69, 58)
+INK, PAPER = (235, 235, 235), (24, 24, 26)
+
+
+def render_episode(engine: PromptEngine, row: int) -> NDArray[np.uint8]:
+    """One episode as it stands.
+
+    Args:
+        engine: The engine that holds it.
+        row: Which of its episodes.
+
+    Returns:
+        (512, 448, 3) uint8: the surroundings of the view enlarged, with SAM's mask in blue, the outline of the truth in
+        yellow, the cue box in dashed white, the view's border thin, clicks numbered in green (+) and red (-), and a
+        caption with IoU, the box's own IoU, and the step.
+    """
+    episodes = engine.episodes
+    left, top, side = (float(v) for v in episodes.view[row])
+    shift = side * (MARGIN - 1) / 2
+    frame = (left - shift, top - shift, side * MARGIN)
+    image = _cut(Image.fromarray(engine.data.image(int(episodes.image[row]))), frame, Image.Resampling.BICUBIC)
+    mask = _cut(Image.fromarray(engine.mask(row)).convert("L"), frame, Image.Resampling.BILINEAR)
+    truth = _cut(Image.fromarray(engine.truth(row)).convert("L"), frame, Image.Resampling.BILINEAR)
+    mask, truth = (m.point(lambda v: 255 * (v > 127)) for m in (mask, truth))
+    tint = Image.new("RGB", image.size, MASK)
+    image.paste(tint, mask=mask.point(lambda v: 90 * (v > 0)))
+    image.paste(tint, mask=_outline(mask))
+    image.paste(Image.new("RGB", image.size, TRUTH), mask=_outline(truth))
+
+    canvas = Image.new("RGB", (SIZE, SIZE + CAPTION), PAPER)
+    canvas.paste(image, (0, CAPTION))
+    draw = ImageDraw.Draw(canvas)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (x - frame[0]) / frame[2] * SIZE, (y - frame[1]) / frame[2] * SIZE + CAPTION
+
+    draw.rectangle((*place(left, top), *place(left + side, top + side)), outline=(120, 120, 125))
+    box = episodes.box[row]
+    _dashed_box(draw, (*place(box[0], box[1]), *place(box[2], box[3])))
+    for number, (point, label) in enumerate(zip(episodes.points[row], episodes.labels[row], strict=True), start=1):
+        if label >= 0:
+            _click(draw, place(point[0] + 0.5, point[1] + 0.5), bool(label), number)
+    _caption(draw, engine, row)
+    return np.asarray(canvas)
+
+
+def film_strip(frames: list[NDArray[np.uint8]], columns: int, gap: int = 8) -> NDArray[np.uint8]:
+    """Frames of one size side by side, `columns` in a row, on a dark ground; (H, W, 3) uint8."""
+    height, width = frames[0].shape[:2]
+    rows = -(-len(frames) // columns)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), PAPER, np.uint8)
+    for i, frame in enumerate(frames):
+        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        sheet[y : y + height, x : x + width] = frame
+    return sheet
+
+
+def _cut(image: Image.Image, frame: tuple[float, float, float], resampling: Image.Resampling) -> Image.Image:
+    left, top, side = frame
+    coefficients = (side / SIZE, 0, left, 0, side / SIZE, top)
+    return image.transform((SIZE, SIZE), Image.Transform.AFFINE, coefficients, resampling)
+
+
+def _outline(mask: Image.Image) -> Image.Image:
+    """The mask's rim, two pixels wide."""
+    inner = mask.filter(ImageFilter.MinFilter(5))
+    return Image.fromarray(np.asarray(mask) & ~np.asarray(inner))
+
+
+def _dashed_box(draw: ImageDraw.ImageDraw, corners: tuple[float, float, float, float], dash: float = 8) -> None:
+    x0, y0, x1, y1 = corners
+    for start, end in (((x0, y0), (x1, y0)), ((x1, y0), (x1, y1)), ((x1, y1), (x0, y1)), ((x0, y1), (x0, y0))):
+        a, b = np.array(start), np.array(end)
+        length = max(float(np.hypot(*(b - a))), 1.0)
+        for t in np.arange(0, length, 2 * dash):
+            segment = [tuple(a + (b - a) * min(s, length) / length) for s in (t, t + dash)]
+            draw.line(segment, fill=CUE, width=1)
+
+
+def _click(draw: ImageDraw.ImageDraw, at: tuple[float, float], positive: bool, number: int) -> None:
+    x, y = at
+    radius = 9
+    colour = POSITIVE if positive else NEGATIVE
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=(255, 255, 255), width=2)
+    draw.line((x - 4, y, x + 4, y), fill=(255, 255, 255), width=2)
+    if positive:
+        draw.line((x, y - 4, x, y + 4), fill=(255, 255, 255), width=2)
+    draw.text((x + radius + 2, y - radius - 4), str(number), fill=(255, 255, 255), font=_font(13), stroke_width=1,
+              stroke_fill=(0, 0, 0))  # fmt: skip
+
+
+def _caption(draw: ImageDraw.ImageDraw, engine: PromptEngine, row: int) -> None:
+    info, episodes = engine.info(row), engine.episodes
+    progress = f"prompt {info['prompts']} of {engine.settings.max_prompts}"
+    if episodes.stopped[row]:
+        progress += ", stopped"
+    gain = info["iou"] - engine.box_only_iou[row]
+    draw.text((10, 6), f"IoU {info['iou']:.3f}  ({gain:+.3f})", fill=INK, font=_font(20))
+    draw.text((SIZE - 10, 8), progress, fill=INK, font=_font(16), anchor="ra")
+    origin = "" if info["source"] == engine.settings.dataset else f"  [{info['source']}]"
+    draw.text((10, 38), f"image {info['image']}, object {info['object']}{origin}", fill=INK, font=_font(13))
+    x = float(SIZE - 10)
+    for text, colour in (("truth", TRUTH), ("mask", MASK), ("cue box", CUE)):
+        draw.text((x, 38), text, fill=colour, font=_font(13), anchor="ra")
+        x -= draw.textlength(text, font=_font(13)) + 12
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)

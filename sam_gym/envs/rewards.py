@@ -1,0 +1,81 @@
+"""How good a mask is, and what a step is worth. Ground truth enters here and in oracles, nowhere else.
+
+The semantic reward (region-text agreement) is not here yet.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass
+class Quality:
+    """Agreement of N masks with their objects: `iou` and `dice`, each (N,) float64."""
+
+    iou: NDArray[np.float64]
+    dice: NDArray[np.float64]
+
+
+@dataclass
+class Outcome:
+    """One step of n rows, as a reward sees it.
+
+    Attributes:
+        before: Quality of the masks before the step.
+        after: Quality of the masks after it.
+        hit: (n,) float64, +1 where the click's label agrees with the truth under it, -1 where not, 0 without a click.
+    """
+
+    before: Quality
+    after: Quality
+    hit: NDArray[np.float64]
+
+
+def overlap(mask: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and Dice of two boolean masks (H, W) as scalar tensors on their device; empty against empty is 1."""
+    intersection = (mask & truth).sum()
+    both = mask.sum() + truth.sum()
+    empty = both == 0
+    union = both - intersection
+    iou = (intersection + empty) / (union + empty)
+    return iou, (2 * intersection + empty) / (both + empty)
+
+
+REWARDS: dict[str, Callable[[Outcome], NDArray[np.float64]]] = {
+    "iou": lambda outcome: outcome.after.iou - outcome.before.iou,
+    "dice": lambda outcome: outcome.after.dice - outcome.before.dice,
+    "hit": lambda outcome: outcome.hit,
+}
+"""Reward terms by name. "hit" is AlignSAM's +1 / -1 (Huang et al., CVPR 2024), for clicks that carry their label."""
+
+
+def parse_reward(reward: str | Mapping[str, float]) -> dict[str, float]:
+    """A reward setting as {term: weight}.
+
+    Raises:
+        ValueError: A term is unknown, or there is none.
+
+    Example:
+        >>> parse_reward("iou"), parse_reward({"iou": 1.0, "hit": 0.1})
+        ({'iou': 1.0}, {'iou': 1.0, 'hit': 0.1})
+    """
+    weights = {reward: 1.0} if isinstance(reward, str) else {str(k): float(v) for k, v in reward.items()}
+    for name in weights:
+        if name not in REWARDS:
+            near = difflib.get_close_matches(name, REWARDS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"reward term {name!r} is unknown, there are {', '.join(REWARDS)}{hint}")
+    if not weights:
+        raise ValueError(f"reward is empty; name at least one of {', '.join(REWARDS)}")
+    return weights
+
+
+def weighted(weights: Mapping[str, float], outcome: Outcome) -> NDArray[np.float64]:
+    """(n,) float64: the weighted sum of the reward terms."""
+    return sum((w * REWARDS[name](outcome) for name, w in weights.items()), np.zeros_like(outcome.hit))

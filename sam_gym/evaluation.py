@@ -1,0 +1,195 @@
+"""`evaluate`: one prompter over every object of a split, exactly once, from fixed cue boxes -> a record of IoU curves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sam_gym.data import SegmentationData
+from sam_gym.envs.episode import noisy_box
+from sam_gym.envs.prompt import SamPromptVectorEnv
+from sam_gym.metrics import Interval, bootstrap_mean
+from sam_gym.prompters import Prompter
+from sam_gym.sam.checkpoints import checkpoint_id
+
+EPISODE_LIST_VERSION = 1
+"""Changes whenever the rule by which cue boxes are drawn for evaluation changes."""
+
+
+@dataclass(frozen=True)
+class EpisodeCase:
+    """One fixed episode: image index, object id, cue box in image pixels."""
+
+    image: int
+    object_id: int
+    cue: tuple[float, float, float, float]
+
+
+def episode_list(data: SegmentationData, box_noise: float) -> list[EpisodeCase]:
+    """The fixed episodes of a split: every object once, its cue drawn from a generator seeded by what it is.
+
+    The cue of an object does not depend on which other objects are in the split.
+    """
+    cases = []
+    for image, object_id, tight in zip(
+        data.objects.image_index, data.objects.object_id, data.objects.box, strict=True
+    ):
+        name = f"{EPISODE_LIST_VERSION}/{data.source}/{data.image_ids[image]}/{object_id}"
+        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
+        height, width = data.image(int(image)).shape[:2]
+        x0, y0, x1, y1 = (float(v) for v in noisy_box(tight, box_noise, (height, width), rng))
+        cases.append(EpisodeCase(int(image), int(object_id), (x0, y0, x1, y1)))
+    return cases
+
+
+def episode_list_hash(cases: Sequence[EpisodeCase]) -> str:
+    """Sha256 of an episode list."""
+    return hashlib.sha256(json.dumps([asdict(case) for case in cases]).encode()).hexdigest()
+
+
+@dataclass
+class Record:
+    """What one prompter did on one split.
+
+    Attributes:
+        name: The prompter's name.
+        iou: (M, T + 1) float64, IoU after 0..T prompts; after stop the last value is carried on.
+        prompts: (M,) int64 prompts given.
+        cases: The M episodes.
+        provenance: Split, source, hashes, checkpoint, seconds.
+    """
+
+    name: str
+    iou: NDArray[np.float64]
+    prompts: NDArray[np.int64]
+    cases: list[EpisodeCase]
+    provenance: dict[str, Any]
+
+    @property
+    def curve(self) -> NDArray[np.float64]:
+        """(T + 1,) mean IoU after 0..T prompts."""
+        return self.iou.mean(axis=0)
+
+    @property
+    def gain(self) -> Interval:
+        """Mean IoU gained over the box alone, with the paired bootstrap interval."""
+        return bootstrap_mean(self.iou[:, -1] - self.iou[:, 0])
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of a table row, JSON-able."""
+        final = bootstrap_mean(self.iou[:, -1])
+        return {
+            "name": self.name,
+            "objects": len(self.iou),
+            "iou_after_prompts": [round(float(v), 6) for v in self.curve],
+            "final_iou": asdict(final),
+            "gain_over_box_only": asdict(self.gain),
+            "mean_prompts": float(self.prompts.mean()),
+            **self.provenance,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Summary and everything per object, JSON-able."""
+        objects = [
+            {**asdict(case), "iou": [round(float(v), 6) for v in curve], "prompts": int(prompts)}
+            for case, curve, prompts in zip(self.cases, self.iou, self.prompts, strict=True)
+        ]
+        return {"summary": self.summary(), "provenance": self.provenance, "objects": objects}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Record:
+        """The record that `to_json` stored."""
+        objects = stored["objects"]
+        cases = [EpisodeCase(o["image"], o["object_id"], tuple(o["cue"])) for o in objects]
+        iou, prompts = np.array([o["iou"] for o in objects]), np.array([o["prompts"] for o in objects])
+        return cls(stored["summary"]["name"], iou, prompts, cases, dict(stored["provenance"]))
+
+
+def evaluate(
+    prompter: Prompter,
+    name: str,
+    env: SamPromptVectorEnv,
+    *,
+    max_objects: int | None = None,
+    progress: bool = True,
+) -> Record:
+    """Let a prompter work on every object of the environment's split, each exactly once.
+
+    Args:
+        prompter: Chooses the actions.
+        name: What to call it in tables.
+        env: A vector environment with autoreset_mode="Disabled"; it is reset and stepped.
+        max_objects: Take only so many objects, evenly spread over the split's list; for quick looks while training.
+        progress: Show a bar.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: The environment resets by itself.
+    """
+    if env.autoreset_mode.value != "Disabled":
+        raise ValueError("evaluate() poses each episode itself: make the environment with autoreset_mode='Disabled'")
+    data, settings = env.engine.data, env.settings
+    cases = episode_list(data, settings.box_noise)
+    if max_objects is not None and max_objects < len(cases):
+        cases = [cases[i] for i in np.linspace(0, len(cases) - 1, max_objects).round().astype(int)]
+    iou = np.full((len(cases), settings.max_prompts + 1), np.nan)
+    prompts = np.zeros(len(cases), np.int64)
+    started = time.perf_counter()
+    n = env.num_envs
+    current = np.full(n, -1)  # which case each row works on; -1: a spare run whose result is not taken
+    waiting = iter(range(len(cases)))
+    finished = np.ones(n, np.bool_)
+    with tqdm(total=len(cases), desc=f"{name:>14}", unit="object", disable=not progress) as bar:
+        while True:
+            for row in np.flatnonzero(finished):
+                current[row] = next(waiting, -1)
+            if (current < 0).all():
+                break
+            observations = _pose(env, finished, [cases[max(c, 0)] for c in current])
+            _note(iou, current, finished, env)
+            terminated = np.zeros(n, np.bool_)
+            while not terminated.any():
+                observations, _, terminated, _, _ = env.step(prompter(observations, env))
+                _note(iou, current, np.ones(n, np.bool_), env)
+            finished = terminated
+            done = current[finished & (current >= 0)]
+            prompts[done] = env.engine.episodes.prompts[finished & (current >= 0)]
+            bar.update(len(done))
+    for step in range(1, iou.shape[1]):  # carry the last value on
+        iou[:, step] = np.where(np.isnan(iou[:, step]), iou[:, step - 1], iou[:, step])
+    provenance = {
+        "split": data.split,
+        "data": data.name,
+        "source": data.source,
+        "data_hash": data.hash(),
+        "episode_list": {"version": EPISODE_LIST_VERSION, "sha256": episode_list_hash(cases)},
+        "checkpoint": checkpoint_id(settings.checkpoint),
+        "box_noise": settings.box_noise,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    return Record(name, iou, prompts, cases, provenance)
+
+
+def _pose(env: SamPromptVectorEnv, rows: NDArray[np.bool_], cases: list[EpisodeCase]) -> dict[str, NDArray]:
+    options = {
+        "image": [case.image for case in cases],
+        "object": [case.object_id for case in cases],
+        "cue": np.array([case.cue for case in cases]),
+        "reset_mask": rows,
+    }
+    return env.reset(options=options)[0]
+
+
+def _note(iou: NDArray, current: NDArray, rows: NDArray[np.bool_], env: SamPromptVectorEnv) -> None:
+    counted = rows & (current >= 0)
+    iou[current[counted], env.engine.episodes.prompts[counted]] = env.engine.quality.iou[counted]

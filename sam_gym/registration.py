@@ -1,0 +1,47 @@
+"""The table of environments: task x data set -> id. It runs at `import sam_gym` and loads nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gymnasium
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of environment: the id's first part, its version, and its classes as "module:attribute"."""
+
+    name: str
+    version: int
+    entry_point: str
+    vector_entry_point: str
+
+
+TASKS = (Task("SamPrompt", 0, "sam_gym.envs.prompt:SamPromptEnv", "sam_gym.envs.prompt:SamPromptVectorEnv"),)
+
+DATASETS = {"ISBI": "isbi2012", "Synthetic": "synthetic-em"}
+"""Second part of an id -> name of the data set in `sam_gym.data.DATASETS`."""
+
+
+def env_ids() -> list[str]:
+    """All ids of this package, in the table's order.
+
+    Example:
+        >>> env_ids()
+        ['SamPrompt-ISBI-v0', 'SamPrompt-Synthetic-v0']
+    """
+    return [f"{task.name}-{short}-v{task.version}" for task in TASKS for short in DATASETS]
+
+
+def register_envs() -> None:
+    """Make every id known to Gymnasium; calling it again changes nothing."""
+    for task in TASKS:
+        for short, dataset in DATASETS.items():
+            name = f"{task.name}-{short}-v{task.version}"
+            if name not in gymnasium.registry:
+                gymnasium.register(
+                    id=name,
+                    entry_point=task.entry_point,
+                    vector_entry_point=task.vector_entry_point,
+                    kwargs={"dataset": dataset},
+                )

@@ -1,0 +1,178 @@
+"""What is shown after training or evaluation: the table, the learning curve, the film strip, and where it came from.
+
+It draws and prints; it measures nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from sam_gym.envs.prompt import SamPromptVectorEnv
+from sam_gym.envs.rendering import film_strip
+from sam_gym.evaluation import Record
+from sam_gym.fetching import atomic_path
+from sam_gym.metrics import Interval
+from sam_gym.prompters import Prompter
+
+PACKAGES = ("sam_gym", "gymnasium", "torch", "timm", "segment-anything", "numpy", "stable-baselines3", "sb3-contrib")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, git commit, hardware and command, JSON-able; unknown stays None."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    hardware = {"machine": platform.machine(), "processor": _processor(), "cpus": os.cpu_count(), "gpu": _gpu()}
+    return {"versions": versions, "git_commit": _git_commit(), "hardware": hardware, "command": sys.argv}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader never sees half of it."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def print_table(records: Sequence[Record], title: str) -> None:
+    """IoU after 0..T prompts and the gain over the box alone, a row per prompter."""
+    table = Table(title=title, title_justify="left", caption_justify="left", caption=(
+        "mean IoU after 0..T prompts; a prompter that stops keeps its last mask. "
+        "gain: last IoU - IoU of the box alone, same objects, 95 % paired bootstrap interval"
+    ))  # fmt: skip
+    table.add_column("prompter")
+    for step in range(records[0].iou.shape[1]):
+        table.add_column(str(step), justify="right")
+    for column in ("gain", "95 % interval", "prompts"):
+        table.add_column(column, justify="right")
+    for record in records:
+        table.add_row(record.name, *_cells(record))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def markdown_table(records: Sequence[Record]) -> str:
+    """The same table as Markdown."""
+    steps = [str(step) for step in range(records[0].iou.shape[1])]
+    head = ["prompter", *steps, "gain", "95 % interval", "prompts"]
+    rows = [[record.name, *_cells(record)] for record in records]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _cells(record: Record) -> list[str]:
+    gain: Interval = record.gain
+    interval = f"{gain.low:+.3f} .. {gain.high:+.3f}"
+    return [*(f"{value:.3f}" for value in record.curve), f"{gain.mean:+.3f}", interval, f"{record.prompts.mean():.1f}"]
+
+
+def plot_learning(path: Path, points: Sequence[Mapping[str, Any]], records: Sequence[Record], title: str) -> None:
+    """Validation gain along training, and IoU against prompts on the held-out split, as one PNG.
+
+    Args:
+        path: Where to write.
+        points: {"stage", "timesteps", "gain"} in order of training; timesteps count through all stages.
+        records: Of the held-out split.
+        title: Over the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure.suptitle(title)
+    for stage, colour in (("clone", "tab:blue"), ("ppo", "tab:orange")):
+        mine = [p for p in points if p["stage"] == stage]
+        if mine:
+            label = {"clone": "cloning the oracle", "ppo": "PPO"}[stage]
+            left.plot([p["timesteps"] for p in mine], [p["gain"] for p in mine], "o-", color=colour, label=label)
+    left.axhline(0, color="0.5", linewidth=1)
+    left.set(xlabel="environment steps", ylabel="IoU gain over the box alone", title="validation split")
+    if points:
+        left.legend(frameon=False)
+    for record in records:
+        style: dict[str, Any] = {"linewidth": 2.5} if record.name == "agent" else {"linewidth": 1.2, "alpha": 0.9}
+        right.plot(range(len(record.curve)), record.curve, "o-", markersize=3, label=record.name, **style)
+    right.set(xlabel="prompts", ylabel="mean IoU", title="held-out split")
+    right.legend(frameon=False, fontsize=8)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    plt.close(figure)
+
+
+def save_film_strip(path: Path, prompter: Prompter, record: Record, env: SamPromptVectorEnv) -> None:
+    """Four episodes of `record`, from a poor one to a good one, a row each with a picture after every prompt.
+
+    Args:
+        path: PNG to write.
+        prompter: Whose episodes they are; it acts again.
+        record: Its evaluation on the split of `env`; the episodes at the 5, 35, 65 and 95 % quantiles of its gain.
+        env: Vector environment of 1 with autoreset_mode="Disabled" and render_mode="rgb_array".
+    """
+    order = np.argsort(record.iou[:, -1] - record.iou[:, 0], kind="stable")
+    columns = env.settings.max_prompts + 1
+    frames: list[NDArray[np.uint8]] = []
+    for quantile in (0.05, 0.35, 0.65, 0.95):
+        case = record.cases[order[round(quantile * (len(order) - 1))]]
+        posed = {"image": case.image, "object": case.object_id, "cue": np.array(case.cue)}
+        observations, _ = env.reset(options=posed)
+        episode = [_picture(env)]
+        terminated = np.zeros(1, np.bool_)
+        while not terminated.all():
+            observations, _, terminated, _, _ = env.step(prompter(observations, env))
+            episode.append(_picture(env))
+        blank = np.full_like(episode[0], 24)
+        frames += [*episode, *[blank] * columns][:columns]
+    picture = Image.fromarray(film_strip(frames, columns))
+    with atomic_path(path) as temporary:
+        picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS).save(temporary, "PNG")
+
+
+def _picture(env: SamPromptVectorEnv) -> NDArray[np.uint8]:
+    frames = env.render()
+    if frames is None:
+        raise ValueError("pictures need an environment made with render_mode='rgb_array'")
+    return frames[0]
+
+
+def _git_commit() -> str | None:
+    try:
+        root = Path(__file__).parent
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None  # not a checkout
+    return commit.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

@@ -1,0 +1,254 @@
+"""`SamBackend`: a frozen SAM as a service. Images go in once and become embeddings; prompts become masks.
+
+It knows nothing of episodes, rewards or ground truth. One backend serves all environments of a process that ask for
+the same checkpoint and device (`get_backend`), so images are encoded once however many environments look at them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+
+from sam_gym.sam.cache import EmbeddingCache, content_key
+from sam_gym.sam.checkpoints import load_sam
+from sam_gym.sam.decoder import BatchedDecoder
+from sam_gym.sam.prompts import PromptBatch
+
+GPU_MICRO_BATCH = 64
+"""Masks decoded together on a GPU. On a CPU each mask is decoded by itself, which is quicker there and makes its
+result independent, to the last bit, of what else was in the call."""
+
+CACHE_BYTES = 2**30
+"""Memory for embeddings where nothing else is asked for."""
+
+
+@dataclass(frozen=True)
+class ImageEmbedding:
+    """What SAM's encoder says of one image; the handle that `SamBackend.decode` takes.
+
+    Attributes:
+        key: Content hash of the image.
+        features: (C, h, w) float32 on the backend's device. Shared: never write into it.
+        image_size: (H, W) of the original image in pixels.
+        input_size: (H, W) of the image inside the model's square input frame, before padding.
+    """
+
+    key: str
+    features: Tensor
+    image_size: tuple[int, int]
+    input_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Result of one decode call.
+
+    Attributes:
+        logits: (N, K, 4h, 4w) float32 low-resolution logits on the device, in the padded input frame; above 0 is mask.
+        predicted_iou: (N, K) float32, SAM's own estimate.
+    """
+
+    logits: Tensor
+    predicted_iou: Tensor
+
+
+class SamBackend:
+    """Encodes images and decodes prompts with a frozen SAM.
+
+    Args:
+        checkpoint: Name in `sam_gym.sam.CHECKPOINTS` or path of a weights file.
+        device: "auto" (CUDA if there is one, else CPU), "cpu", "cuda", "cuda:1" ...
+        precision: "exact" decodes in float32; "fast" in bfloat16, quicker where the hardware has it; "auto" is "fast"
+            there and "exact" elsewhere. The encoder is always float32.
+        cache_bytes: Memory for embeddings (MobileSAM: 4 MiB an image).
+        micro_batch: Masks decoded together; default 1 on a CPU, 64 on a GPU.
+
+    Attributes:
+        encoder_calls: Images that went through the encoder so far.
+        decoder_calls: Calls of `decode` so far.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be had or read.
+        ValueError: The device is not there.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str = "mobile_sam",
+        device: str = "auto",
+        precision: str = "exact",
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        micro_batch: int | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.device = _resolve_device(device)
+        self.precision = _resolve_precision(precision, self.device)
+        self.sam = load_sam(checkpoint).to(self.device)
+        self._settings = (checkpoint, str(self.device), cache_bytes, micro_batch)
+        self.micro_batch = micro_batch or (1 if self.device.type == "cpu" else GPU_MICRO_BATCH)
+        self.encoder_calls = 0
+        self.decoder_calls = 0
+        dtype = torch.bfloat16 if self.precision == "fast" else torch.float32
+        self._decoder = BatchedDecoder(self.sam, dtype)
+        self._cache = EmbeddingCache(cache_bytes)
+        self._resize = ResizeLongestSide(self.sam.image_encoder.img_size)
+
+    def __reduce__(self) -> tuple:
+        # Weights do not travel: another process asks for its own shared backend of the same settings.
+        return _shared_backend, self._settings
+
+    @property
+    def embedding_channels(self) -> int:
+        """C of `ImageEmbedding.features`."""
+        return self.sam.prompt_encoder.embed_dim
+
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """(4h, 4w) of low-resolution logits."""
+        return self.sam.prompt_encoder.mask_input_size
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding]:
+        """Embed images, running the encoder only for those whose pixels it has not seen (or has forgotten).
+
+        Args:
+            images: Arrays (H, W, 3) uint8 RGB; sizes may differ.
+
+        Returns:
+            One handle per image, in order.
+
+        Raises:
+            ValueError: An image has another shape or dtype (`sam_gym.data.to_rgb_uint8` converts).
+        """
+        return [self._encode_one(i, image) for i, image in enumerate(images)]
+
+    def _encode_one(self, index: int, image: NDArray[np.uint8]) -> ImageEmbedding:
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise ValueError(
+                f"image {index} has shape {image.shape} and dtype {image.dtype}; expected (height, width, 3) uint8. "
+                "sam_gym.data.to_rgb_uint8 converts grey, RGBA, 16-bit and float images"
+            )
+        key = content_key(image)
+        size = (image.shape[0], image.shape[1])
+        input_size = self._resize.get_preprocess_shape(*size, self._resize.target_length)
+        features = self._cache.get(key)
+        if features is None:
+            resized = torch.as_tensor(self._resize.apply_image(image), device=self.device)
+            batch = self.sam.preprocess(resized.permute(2, 0, 1)[None].contiguous())
+            features = self.sam.image_encoder(batch).contiguous(memory_format=torch.channels_last)[0]
+            self.encoder_calls += 1
+            self._cache.put(key, features)
+        return ImageEmbedding(key, features, size, input_size)
+
+    @torch.no_grad()
+    def decode(
+        self, embeddings: Sequence[ImageEmbedding], prompts: PromptBatch, *, multimask: bool = False
+    ) -> Masks:
+        """Masks for N prompts on N images in one call.
+
+        Args:
+            embeddings: One handle per prompt row; the same one may stand in several places.
+            prompts: N prompts, coordinates in pixels of each original image.
+            multimask: Three masks for ambiguous prompts instead of the single one.
+
+        Returns:
+            Low-resolution logits and predicted IoU; equal to `SamPredictor.predict_torch` image by image.
+
+        Raises:
+            ValueError: The numbers of embeddings and prompts differ, or there are none, or mask prompts do not have the
+                size of low-resolution logits.
+        """
+        if len(embeddings) != len(prompts) or not embeddings:
+            raise ValueError(f"{len(embeddings)} embeddings for {len(prompts)} prompts; both need one entry per mask")
+        if prompts.has_mask.any() and prompts.mask_logits.shape[1:] != self.mask_size:
+            raise ValueError(f"mask prompts have shape {tuple(prompts.mask_logits.shape[1:])}, expected {self.mask_size}")
+        self.decoder_calls += 1
+        points, boxes = self._to_input_frame(embeddings, prompts)
+        labels, has_mask = (torch.as_tensor(a, device=self.device) for a in (prompts.labels, prompts.has_mask))
+
+        @torch.no_grad()  # gradients are switched off per thread
+        def part(start: int) -> tuple[Tensor, Tensor]:
+            rows = slice(start, start + self.micro_batch)
+            features = torch.stack([e.features for e in embeddings[rows]])
+            masks = None if prompts.mask_logits is None else prompts.mask_logits[rows]
+            return self._decoder(
+                features, points[rows], labels[rows], boxes[rows], masks, has_mask[rows], multimask=multimask
+            )
+
+        starts = range(0, len(prompts), self.micro_batch)
+        use_threads = self.device.type == "cpu" and len(starts) > 1
+        parts = list(_decoder_threads().map(part, starts)) if use_threads else [part(start) for start in starts]
+        return Masks(torch.cat([logits for logits, _ in parts]), torch.cat([quality for _, quality in parts]))
+
+    def _to_input_frame(self, embeddings: Sequence[ImageEmbedding], prompts: PromptBatch) -> tuple[Tensor, Tensor]:
+        """Points (N, P, 2) and boxes (N, 4) scaled from each image's pixels to the model's input frame."""
+        scale = np.array(
+            [(e.input_size[1] / e.image_size[1], e.input_size[0] / e.image_size[0]) for e in embeddings]
+        )  # (N, 2) for x, y, in float64 as ResizeLongestSide has it
+        points = torch.as_tensor(prompts.points * scale[:, None], dtype=torch.float32, device=self.device)
+        boxes = torch.as_tensor(prompts.boxes * np.tile(scale, 2), dtype=torch.float32, device=self.device)
+        return points, boxes
+
+    def upscale(self, logits: Tensor, embedding: ImageEmbedding) -> Tensor:
+        """Low-resolution logits (..., 4h, 4w) of one image to its full size (..., H, W), as SAM does it."""
+        flat = logits.reshape(1, -1, *logits.shape[-2:])
+        side = self.sam.image_encoder.img_size
+        padded = F.interpolate(flat, (side, side), mode="bilinear", align_corners=False)
+        height, width = embedding.input_size
+        full = F.interpolate(
+            padded[..., :height, :width], embedding.image_size, mode="bilinear", align_corners=False
+        )
+        return full.reshape(*logits.shape[:-2], *embedding.image_size)
+
+
+@lru_cache(maxsize=8)
+def _shared_backend(checkpoint: str, device: str, precision: str) -> SamBackend:
+    return SamBackend(checkpoint, device, precision)
+
+
+def get_backend(checkpoint: str = "mobile_sam", device: str = "auto", precision: str = "exact") -> SamBackend:
+    """The process's shared backend for a checkpoint, device and precision, loaded at the first call."""
+    resolved = _resolve_device(device)
+    return _shared_backend(str(checkpoint), str(resolved), _resolve_precision(precision, resolved))
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    resolved = torch.device(device)
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='auto' or 'cpu'")
+    return resolved
+
+
+def _resolve_precision(precision: str, device: torch.device) -> str:
+    if precision not in ("exact", "fast", "auto"):
+        raise ValueError(f"precision {precision!r} is unknown; choose 'exact', 'fast' or 'auto'")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "fast" if torch.cuda.is_bf16_supported(including_emulation=False) else "exact"
+    return "fast" if torch.cpu._is_avx512_bf16_supported() else "exact"
+
+
+def _decoder_threads() -> ThreadPoolExecutor:
+    return _threads_of(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _threads_of(process: int) -> ThreadPoolExecutor:
+    """One decoding thread per core, each with one compute thread; a forked child (another pid) gets its own."""
+    # The decoder is many small operations: two masks side by side are quicker than each split over two cores.
+    return ThreadPoolExecutor(torch.get_num_threads(), "sam-decoder", initializer=lambda: torch.set_num_threads(1))

@@ -1,0 +1,236 @@
+"""SAM's prompt encoder and mask decoder for N different images with ragged prompts in one call.
+
+The stock decoder repeats one image embedding for all prompts, and its only way to batch prompts of different
+lengths is to pad with "not a point" tokens, which change the masks. Here every mask has its own image, and padding
+tokens are masked out of attention. The weights are those of `segment_anything`'s own modules; only the order of the
+arithmetic differs:
+
+* There are ten or so tokens against 4096 image cells, so no cell is ever projected to keys, queries or values: each
+  projection is moved to the tokens' side. With cells x, token query q and per-head weights W_k, W_v,
+  `q·(W_k x + b_k) = (W_kᵀ q)·x + const`, and the constant leaves a softmax over cells;
+  `Σ a (W_v x + b_v) = W_v Σ a x + b_v`.
+  In the other direction `(W_q x + b_q)·k = x·(W_qᵀ k) + b_q·k`, and the output projection is applied to the values.
+* The transposed convolutions have stride = kernel size, so they are matrix products on channels-last cells.
+
+This does fewer operations than the stock order and equals it up to rounding. Notation follows Kirillov et al. 2023,
+"Segment Anything", appendix A. Nothing here knows of images' files, caches or RL.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
+from segment_anything.modeling.transformer import Attention
+from torch import Tensor
+
+from sam_gym.sam.prompts import ABSENT
+
+SUM_PARTS = 8
+"""Into how many parts a sum over all image cells is cut, see `_weighted_sum`."""
+
+
+def embed_sparse(encoder: PromptEncoder, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens of points and boxes, at a fixed place each, with a mask that says which of them exist.
+
+    As in `SamPredictor`, one "not a point" token is added where there are points but no box.
+
+    Args:
+        encoder: SAM's prompt encoder.
+        points: (N, P, 2) float32, x, y in pixels of the model's input frame.
+        labels: (N, P) integer: 1, 0, or -1 for no point.
+        boxes: (N, 4) float32 in the input frame; NaN rows for no box.
+
+    Returns:
+        Tokens (N, P + 3, C) and (N, P + 3) bool, True where a token exists.
+    """
+    n, p = labels.shape
+    has_point = labels != ABSENT
+    has_box = ~boxes.isnan().any(dim=1)
+    corners = torch.nan_to_num(boxes).view(n, 2, 2)
+    placed = points.masked_fill(~has_point[..., None], 0.0)  # whatever pads a row, NaN included, reaches nobody
+    coordinates = torch.cat([placed, corners], dim=1) + 0.5  # SAM's shift to the pixel centre
+    code = encoder.pe_layer.forward_with_coords(coordinates, encoder.input_image_size)
+    kind = torch.stack([embedding.weight[0] for embedding in encoder.point_embeddings])
+    point_tokens = code[:, :p] + kind[labels.clamp(min=0).long()]
+    corner_tokens = code[:, p:] + kind[2:4]
+    filler = encoder.not_a_point_embed.weight.expand(n, 1, -1)
+    tokens = torch.cat([point_tokens, filler, corner_tokens], dim=1)
+    needs_filler = has_point.any(dim=1) & ~has_box
+    exists = torch.cat([has_point, needs_filler[:, None], has_box[:, None].expand(n, 2)], dim=1)
+    return tokens, exists
+
+
+class BatchedDecoder:
+    """Decodes one mask (or three) for each of N image embeddings.
+
+    Args:
+        sam: A `segment_anything` model; its prompt encoder and mask decoder are used as they are, not copied.
+        dtype: What the mask decoder computes in. float32 equals the stock decoder up to rounding; in bfloat16 a copy of
+            its weights is used, prompts are still embedded in float32, and so are the results.
+    """
+
+    def __init__(self, sam: Sam, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        self.encoder: PromptEncoder = sam.prompt_encoder
+        self.decoder: MaskDecoder = sam.mask_decoder
+        if dtype != torch.float32:
+            self.decoder = copy.deepcopy(sam.mask_decoder).to(dtype)
+        with torch.no_grad():
+            self._position = self.encoder.get_dense_pe().flatten(2).transpose(1, 2).contiguous().to(dtype)
+
+    def __call__(
+        self,
+        features: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        boxes: Tensor,
+        mask_logits: Tensor | None,
+        has_mask: Tensor,
+        *,
+        multimask: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode N masks; the arguments are on the model's device, coordinates in the model's input frame.
+
+        Args:
+            features: (N, C, h, w) float32 image embeddings; quickest in `torch.channels_last`.
+            points: (N, P, 2) float32.
+            labels: (N, P) int8, -1 where there is no point.
+            boxes: (N, 4) float32, NaN rows where there is no box.
+            mask_logits: (N, 4h, 4w) float32 mask prompts, or None.
+            has_mask: (N,) bool, whose mask prompt counts.
+            multimask: Return SAM's three masks for ambiguous prompts instead of the single one.
+
+        Returns:
+            Logits (N, K, 4h, 4w) float32 and predicted IoU (N, K) float32, K = 3 if `multimask` else 1.
+        """
+        sparse, exists = embed_sparse(self.encoder, points, labels, boxes)
+        if not (needed := exists.any(dim=0)).all():  # a token that nobody has costs time and is left out
+            sparse, exists = sparse[:, needed], exists[:, needed]
+        decoder = self.decoder
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse.to(self.dtype)], dim=1)
+        absent = None
+        if not exists.all():
+            absent = F.pad(~exists, (len(output_tokens), 0), value=False)
+        cells = _to_cells(features).to(self.dtype) + self._dense(mask_logits, has_mask).to(self.dtype)
+        queries, cells = self._transform(tokens, cells, absent)
+        wanted = range(1, decoder.num_mask_tokens) if multimask else range(1)
+        hyper = torch.stack([decoder.output_hypernetworks_mlps[k](queries[:, 1 + k]) for k in wanted], dim=1)
+        quality = decoder.iou_prediction_head(queries[:, 0])[:, wanted.start : wanted.stop]
+        return self._upscale(cells, hyper, features.shape[-2:]).float(), quality.float()
+
+    def _dense(self, mask_logits: Tensor | None, has_mask: Tensor) -> Tensor:
+        """(N, hw, C) or (1, C): the mask prompt's embedding where there is one, else SAM's "no mask" vector."""
+        none = self.encoder.no_mask_embed.weight
+        if mask_logits is None or not has_mask.any():
+            return none
+        *downscale, project = self.encoder.mask_downscaling
+        hidden = mask_logits[:, None]
+        for layer in downscale:
+            hidden = layer(hidden)
+        embedded = F.linear(_to_cells(hidden), project.weight.flatten(1), project.bias)
+        return embedded if has_mask.all() else torch.where(has_mask[:, None, None], embedded, none)
+
+    def _transform(self, tokens: Tensor, cells: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`TwoWayTransformer.forward`: tokens (N, T, C) and image cells (N, hw, C) exchange what they know."""
+        transformer = self.decoder.transformer
+        queries = tokens
+        for layer in transformer.layers:
+            if layer.skip_first_layer_pe:
+                queries = layer.norm1(_among_tokens(layer.self_attn, queries, queries, absent))
+            else:
+                queries = layer.norm1(queries + _among_tokens(layer.self_attn, queries + tokens, queries, absent))
+            placed = cells + self._position
+            attended = _tokens_to_cells(layer.cross_attn_token_to_image, queries + tokens, placed, cells)
+            queries = layer.norm2(queries + attended)
+            queries = layer.norm3(queries + layer.mlp(queries))
+            told = _cells_to_tokens(layer.cross_attn_image_to_token, placed, queries + tokens, queries, cells, absent)
+            cells = layer.norm4(told)
+        final = transformer.final_attn_token_to_image
+        attended = _tokens_to_cells(final, queries + tokens, cells + self._position, cells)
+        return transformer.norm_final_attn(queries + attended), cells
+
+    def _upscale(self, cells: Tensor, hyper: Tensor, size: torch.Size) -> Tensor:
+        """Image cells (N, hw, C) -> mask logits (N, K, 4h, 4w) under hyper-network weights (N, K, C/8)."""
+        n, k, (h, w) = len(cells), hyper.shape[1], size
+        first, norm, _, second, _ = self.decoder.output_upscaling
+        up = F.linear(cells, *_as_linear(first)).view(n, h * w, 4, -1)
+        up = F.gelu(F.layer_norm(up, up.shape[-1:], norm.weight, norm.bias, norm.eps))
+        up = F.gelu(F.linear(up, *_as_linear(second)).view(n, h * w * 16, -1))
+        logits = torch.bmm(up, hyper.transpose(1, 2)).view(n, h, w, 2, 2, 2, 2, k)
+        # (row, column, dy1, dx1, dy2, dx2): each transposed convolution splits a cell into 2 x 2
+        return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(n, k, 4 * h, 4 * w)
+
+
+def _among_tokens(attention: Attention, query_key: Tensor, value: Tensor, absent: Tensor | None) -> Tensor:
+    """Self-attention of the tokens; `absent` (N, T) marks those that nobody may attend to."""
+    heads = attention.num_heads
+    query, key, value = (
+        _split(projection(x), heads).transpose(1, 2)
+        for projection, x in (
+            (attention.q_proj, query_key),
+            (attention.k_proj, query_key),
+            (attention.v_proj, value),
+        )
+    )
+    allowed = None if absent is None else ~absent[:, None, None, :]
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+    return attention.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+def _tokens_to_cells(attention: Attention, query: Tensor, placed: Tensor, cells: Tensor) -> Tensor:
+    """Cross-attention, tokens (N, T, C) reading cells (N, hw, C); keys come from `placed`, values from `cells`."""
+    heads = attention.num_heads
+    query = _split(attention.q_proj(query), heads)  # N T H d
+    key_weight, value_weight = (_split(p.weight.T, heads) for p in (attention.k_proj, attention.v_proj))  # C H d
+    probe = torch.einsum("nthd,chd->nthc", query, key_weight) * query.shape[-1] ** -0.5
+    weights = torch.bmm(probe.flatten(1, 2), placed.transpose(1, 2)).softmax(dim=-1)  # N TH hw
+    read = _weighted_sum(weights, cells).unflatten(1, (-1, heads))  # N T H C
+    value = torch.einsum("nthc,chd->nthd", read, value_weight).flatten(2) + attention.v_proj.bias
+    return attention.out_proj(value)
+
+
+def _weighted_sum(weights: Tensor, cells: Tensor) -> Tensor:
+    """`weights @ cells`, (N, TH, hw) x (N, hw, C), in parts that are added in a fixed order.
+
+    BLAS splits a long sum among its threads, so that the last bits depend on how many there are; short ones it leaves
+    whole. With this a mask is the same to the last bit whether all cores decode it or one.
+    """
+    weights = weights.unflatten(2, (SUM_PARTS, -1)).transpose(1, 2)
+    return torch.matmul(weights, cells.unflatten(1, (SUM_PARTS, -1))).sum(dim=1)
+
+
+def _cells_to_tokens(
+    attention: Attention, placed: Tensor, key: Tensor, value: Tensor, cells: Tensor, absent: Tensor | None
+) -> Tensor:
+    """Cross-attention, cells reading tokens: `cells` plus what they read, (N, hw, C)."""
+    heads = attention.num_heads
+    key, value = _split(attention.k_proj(key), heads), _split(attention.v_proj(value), heads)  # N T H d
+    scale = key.shape[-1] ** -0.5
+    probe = torch.einsum("nthd,chd->nthc", key, _split(attention.q_proj.weight.T, heads)) * scale
+    offset = (key * attention.q_proj.bias.view(heads, -1)).sum(-1) * scale  # N T H
+    if absent is not None:
+        offset = offset.masked_fill(absent[..., None], -torch.inf)
+    scores = torch.baddbmm(offset.flatten(1)[..., None], probe.flatten(1, 2), placed.transpose(1, 2))  # N TH hw
+    weights = scores.unflatten(1, (-1, heads)).softmax(dim=1).flatten(1, 2)
+    told = torch.einsum("nthd,chd->nthc", value, _split(attention.out_proj.weight, heads)).flatten(1, 2)
+    return torch.baddbmm(cells + attention.out_proj.bias, weights.transpose(1, 2), told)
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    """Last axis into (heads, channels per head)."""
+    return x.unflatten(-1, (heads, -1))
+
+
+def _to_cells(features: Tensor) -> Tensor:
+    """(N, C, h, w) -> (N, hw, C), a view where `features` is channels-last."""
+    return features.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _as_linear(convolution: torch.nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+    """A transposed 2 x 2 convolution of stride 2 as a linear layer (C_in -> 2 * 2 * C_out)."""
+    weight = convolution.weight.permute(2, 3, 1, 0)  # (dy, dx, C_out, C_in)
+    return weight.reshape(-1, weight.shape[-1]), convolution.bias.repeat(4)

@@ -1,0 +1,12 @@
+"""Stable-Baselines3 on top of the environments: VecEnv adapter, spatial policy, cloning. Needs the extra `sb3`."""
+
+try:
+    import sb3_contrib  # noqa: F401
+except ImportError as error:
+    raise ImportError("sam_gym.sb3 needs Stable-Baselines3: pip install 'sam_gym[sb3]'") from error
+
+from sam_gym.sb3.cloning import Cloner, CloneSettings
+from sam_gym.sb3.policy import ModelPrompter, SpatialPolicy
+from sam_gym.sb3.vec_env import SamVecEnv
+
+__all__ = ["CloneSettings", "Cloner", "ModelPrompter", "SamVecEnv", "SpatialPolicy"]

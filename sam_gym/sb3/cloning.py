@@ -1,0 +1,284 @@
+"""Cloning the oracle: supervised warm start of a policy, before PPO.
+
+The oracle (`sam_gym.prompters.oracle_clicks`) labels every state of the training split that is visited. First it acts
+itself; later part of the actions are the policy's own, so that the policy also learns to mend what it did (DAgger; Ross
+et al. 2011). The value head is fitted to the returns seen. Nothing of this runs after training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sam_gym.envs.prompt import SamPromptVectorEnv
+from sam_gym.fetching import atomic_path
+from sam_gym.prompters import click_scores
+from sam_gym.sb3.policy import SpatialPolicy
+
+
+@dataclass(frozen=True)
+class CloneSettings:
+    """How to clone.
+
+    Attributes:
+        total_timesteps: Environment steps to label.
+        round_steps: Vector steps between two fits.
+        gradient_steps: Adam steps in each fit, on all states so far.
+        batch_size: States in an Adam step.
+        learning_rate: Of Adam, falling linearly to a tenth.
+        oracle_until: Share of the rounds in which the oracle alone acts.
+        own_actions: Share of the actions that are the policy's own afterwards.
+        sharpness: Power of the error depth in the target distribution.
+        value_coef: Weight of the value loss.
+    """
+
+    total_timesteps: int = 4800
+    round_steps: int = 10
+    gradient_steps: int = 40
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    oracle_until: float = 0.3
+    own_actions: float = 0.5
+    sharpness: float = 3.0
+    value_coef: float = 0.1
+
+
+@dataclass
+class Samples:
+    """Labelled states, struct of arrays; `episode` points into the embeddings, which an episode's states share."""
+
+    maps: NDArray[np.uint8]
+    state: NDArray[np.float32]
+    allowed: NDArray[np.bool_]
+    target: NDArray[np.float16]
+    returns: NDArray[np.float32]
+    complete: NDArray[np.bool_]
+    episode: NDArray[np.int64]
+    embedding: NDArray[np.float16]
+
+
+class Cloner:
+    """Fits a policy to the oracle, round by round; each round can be stored and taken up again.
+
+    Args:
+        policy: What is fitted; its optimizer is not used, PPO begins with a fresh one.
+        env: Training environment with autoreset_mode="SameStep", in grid mode.
+        settings: See `CloneSettings`.
+        folder: Where rounds are stored, so that an interrupted run goes on where it was.
+        seed: Of choices between oracle and policy, and of batches.
+        gamma: Discount of the returns that the value head learns.
+        reward_scale: As the later PPO has it.
+
+    Attributes:
+        rounds: Rounds done so far.
+        total_rounds: Rounds in all.
+    """
+
+    def __init__(
+        self,
+        policy: SpatialPolicy,
+        env: SamPromptVectorEnv,
+        settings: CloneSettings,
+        folder: Path,
+        *,
+        seed: int,
+        gamma: float,
+        reward_scale: float,
+    ) -> None:
+        self.policy, self.env, self.settings, self.folder = policy, env, settings, folder
+        self.gamma, self.reward_scale = gamma, reward_scale
+        self.seed = seed
+        self.optimizer = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
+        self.total_rounds = max(1, round(settings.total_timesteps / (settings.round_steps * env.num_envs)))
+        self.rounds = 0
+        self._data: list[Samples] = []
+        self._observations: dict[str, NDArray] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    @property
+    def timesteps(self) -> int:
+        """Labelled environment steps so far."""
+        return self.rounds * self.settings.round_steps * self.env.num_envs
+
+    def run(self, after_round: Callable[[Cloner, dict[str, float]], None]) -> None:
+        """Do the rounds that are left; `after_round` is called after each with what it measured.
+
+        A round is stored before the callback, so whatever interrupts the callback or the next round loses one round at
+        most.
+        """
+        while self.rounds < self.total_rounds:
+            # Seeded by the round, so that an interrupted run makes the same choices as one that was not
+            rng = np.random.default_rng([self.seed, self.rounds])
+            samples = self._collect(rng)
+            self._data.append(samples)
+            losses = self._fit(rng)
+            self.rounds += 1
+            self._store(samples)
+            after_round(self, losses)
+
+    # ------------------------------------------------------------------ rounds
+
+    def _collect(self, rng: np.random.Generator) -> Samples:
+        env, settings = self.env, self.settings
+        n = env.num_envs
+        observations = self._observations
+        if observations is None:
+            observations, _ = env.reset(seed=int(rng.integers(2**31)))
+        own_share = settings.own_actions if self.rounds >= settings.oracle_until * self.total_rounds else 0.0
+        rows: list[tuple[NDArray, ...]] = []
+        rewards, ended = [], []
+        embeddings: list[NDArray] = [*observations["embedding"].astype(np.float16)]
+        episode = np.arange(n)
+        for _ in range(settings.round_steps):
+            allowed = env.action_masks()
+            targets = np.stack([_target(click_scores(env.engine, i), allowed[i], settings.sharpness) for i in range(n)])
+            actions = targets.argmax(axis=1)
+            own = rng.random(n) < own_share
+            if own.any():
+                sampled, _ = self.policy.predict(observations, deterministic=False, action_masks=allowed)
+                actions = np.where(own, sampled, actions)
+            rows.append((observations["maps"], observations["state"], allowed, targets, episode.copy()))
+            observations, reward, terminated, truncated, _ = env.step(actions)
+            done = terminated | truncated
+            rewards.append(self.reward_scale * reward)
+            ended.append(done)
+            for i in np.flatnonzero(done):
+                episode[i] = len(embeddings)
+                embeddings.append(observations["embedding"][i].astype(np.float16))
+        self._observations = observations
+        returns, complete = _returns(np.stack(rewards), np.stack(ended), self.gamma)
+        maps, state, allowed, target, episodes = (np.concatenate(column) for column in zip(*rows, strict=True))
+        return Samples(
+            maps, state, allowed, target.astype(np.float16), returns.ravel(), complete.ravel(), episodes,
+            np.stack(embeddings),
+        )  # fmt: skip
+
+    def _fit(self, rng: np.random.Generator) -> dict[str, float]:
+        settings = self.settings
+        self.policy.set_training_mode(True)
+        rate = settings.learning_rate * (1 - 0.9 * self.rounds / self.total_rounds)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        history = []
+        for batch in self._batches(rng):
+            logits, values = self.policy.logits_and_values(batch["observations"])
+            log_probability = logits.masked_fill(~batch["allowed"], -1e8).log_softmax(dim=1)
+            action_loss = -(batch["target"] * log_probability).sum(dim=1).mean()
+            value_loss = (batch["complete"] * F.mse_loss(values, batch["returns"], reduction="none")).mean()
+            self.optimizer.zero_grad()
+            (action_loss + settings.value_coef * value_loss).backward()
+            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+            self.optimizer.step()
+            entropy = -(batch["target"] * batch["target"].clamp(min=1e-8).log()).sum(dim=1).mean()
+            history.append((float(action_loss.detach() - entropy), float(value_loss.detach())))
+        divergence, value = np.mean(history, axis=0)
+        return {"kl_to_oracle": float(divergence), "value_loss": float(value), "learning_rate": rate}
+
+    def _batches(self, rng: np.random.Generator) -> Iterator[dict]:
+        sizes = np.array([len(samples.maps) for samples in self._data])
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        for _ in range(self.settings.gradient_steps):
+            picked = np.sort(rng.integers(starts[-1], size=self.settings.batch_size))
+            chunk = np.searchsorted(starts, picked, side="right") - 1
+            parts: dict[str, list[NDArray]] = {}
+            for index in np.unique(chunk):
+                samples, rows = self._data[index], picked[chunk == index] - starts[index]
+                for name in ("maps", "state", "allowed", "target", "returns", "complete"):
+                    parts.setdefault(name, []).append(getattr(samples, name)[rows])
+                parts.setdefault("embedding", []).append(samples.embedding[samples.episode[rows]])
+            arrays = {name: self._tensor(np.concatenate(column)) for name, column in parts.items()}
+            flipped = _symmetry(arrays, int(rng.integers(8)))
+            observations = {
+                "maps": flipped["maps"].float() / 255,
+                "embedding": flipped["embedding"].float(),
+                "state": flipped["state"],
+            }
+            yield {
+                "observations": observations,
+                "allowed": flipped["allowed"],
+                "target": flipped["target"].float(),
+                "returns": flipped["returns"],
+                "complete": flipped["complete"].float(),
+            }
+
+    def _tensor(self, array: NDArray) -> Tensor:
+        return torch.as_tensor(array, device=self.policy.device)
+
+    # ------------------------------------------------------------------ storage
+
+    def _store(self, samples: Samples) -> None:
+        with atomic_path(self.folder / f"round_{self.rounds:04d}.npz") as path, open(path, "wb") as file:
+            np.savez(file, **vars(samples))
+        with atomic_path(self.folder / "state.pt") as path:
+            torch.save(
+                {"rounds": self.rounds, "policy": self.policy.state_dict(), "optimizer": self.optimizer.state_dict()},
+                path,
+            )
+
+    def _resume(self) -> None:
+        if not (self.folder / "state.pt").is_file():
+            return
+        stored = torch.load(self.folder / "state.pt", map_location=self.policy.device, weights_only=True)
+        self.policy.load_state_dict(stored["policy"])
+        self.optimizer.load_state_dict(stored["optimizer"])
+        self.rounds = int(stored["rounds"])
+        for number in range(1, self.rounds + 1):
+            with np.load(self.folder / f"round_{number:04d}.npz") as arrays:
+                self._data.append(Samples(**arrays))
+
+
+def _target(scores: NDArray[np.float32], allowed: NDArray[np.bool_], sharpness: float) -> NDArray[np.float32]:
+    """Error depths (2*G*G,) -> distribution over actions: the deeper a click stands in its error, the likelier it is.
+
+    Only the sign whose error region is deeper gets any; stop gets all where no allowed cell stands in an error.
+    """
+    scores = np.where(allowed[:-1], scores, 0)
+    cells = len(scores) // 2
+    weaker = slice(cells, None) if scores[:cells].max() >= scores[cells:].max() else slice(0, cells)
+    scores[weaker] = 0
+    target = np.zeros(len(allowed), np.float32)
+    if scores.max() > 0:
+        weights = (scores / scores.max()) ** sharpness
+        target[:-1] = weights / weights.sum()
+    else:
+        target[-1] = 1
+    return target
+
+
+def _returns(rewards: NDArray, ended: NDArray[np.bool_], gamma: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Discounted returns (steps, n), and whether the episode ended within the round, so that the return is whole."""
+    returns, complete = np.zeros(rewards.shape, np.float32), np.zeros(rewards.shape, np.bool_)
+    running, whole = np.zeros(rewards.shape[1]), np.zeros(rewards.shape[1], np.bool_)
+    for step in reversed(range(len(rewards))):
+        running = rewards[step] + gamma * np.where(ended[step], 0, running)
+        whole = whole | ended[step]
+        returns[step], complete[step] = running, whole
+    return returns, complete
+
+
+def _symmetry(arrays: dict[str, Tensor], which: int) -> dict[str, Tensor]:
+    """One of the eight symmetries of the square, applied to everything that is laid out in the view."""
+
+    def turn(x: Tensor) -> Tensor:
+        if which & 1:
+            x = x.flip(-1)
+        if which & 2:
+            x = x.flip(-2)
+        return x.transpose(-1, -2) if which & 4 else x
+
+    def turn_actions(x: Tensor) -> Tensor:
+        cells = (x.shape[1] - 1) // 2
+        side = round(cells**0.5)
+        return torch.cat([turn(x[:, :-1].unflatten(1, (2, side, side))).flatten(1), x[:, -1:]], dim=1)
+
+    turned = {name: turn(arrays[name]) for name in ("maps", "embedding")}
+    actions = {name: turn_actions(arrays[name]) for name in ("allowed", "target")}
+    return {**arrays, **turned, **actions}

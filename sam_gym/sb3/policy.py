@@ -1,0 +1,147 @@
+"""A small fully convolutional policy over the action grid, for MaskablePPO.
+
+No layer mixes samples of a batch (no BatchNorm, no attention across it), so PPO's ratios are 1 before any update.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.policies import MaskableMultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor, nn
+
+from sam_gym.envs.prompt import SamPromptVectorEnv
+
+
+class SpatialExtractor(BaseFeaturesExtractor):
+    """Observations -> features on the action grid.
+
+    A 1x1 convolution of the embedding, beside two strided convolutions of the maps, then three 3x3 convolutions of
+    which the middle one is dilated. The state is added as constant planes.
+
+    Args:
+        observation_space: Of SamPrompt: `maps` (7, 64, 64), `embedding` (C, G, G), `state` (5,).
+        channels: Channels of the embedding branch and of the maps branch.
+        width: Channels of the trunk and of the features.
+    """
+
+    def __init__(self, observation_space: spaces.Dict, channels: int = 48, width: int = 64) -> None:
+        grid = observation_space["embedding"].shape[-1]
+        super().__init__(observation_space, features_dim=width * grid * grid)
+        maps, embedding, state = (observation_space[name].shape for name in ("maps", "embedding", "state"))
+        self.width, self.grid = width, grid
+        self.embed = nn.Sequential(nn.Conv2d(embedding[0], channels, 1), nn.ReLU())
+        self.look = nn.Sequential(
+            nn.Conv2d(maps[0], 24, 5, stride=2, padding=2), nn.ReLU(),
+            nn.Conv2d(24, channels, 3, stride=2, padding=1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(grid),
+        )  # fmt: skip
+        self.trunk = nn.Sequential(
+            nn.Conv2d(2 * channels + state[0], width, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=2, dilation=2), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+        )  # fmt: skip
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """(N, width, G, G) features."""
+        state = observations["state"][..., None, None].expand(-1, -1, self.grid, self.grid)
+        parts = [self.embed(observations["embedding"]), self.look(observations["maps"]), state]
+        return self.trunk(torch.cat(parts, dim=1))
+
+
+class ActionHead(nn.Module):
+    """Features (N, width, G, G) -> logits (N, 2 * G * G + 1): a logit per cell and sign; stop from the pooled features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.click = nn.Conv2d(width, 2, 1)
+        self.stop = nn.Sequential(nn.Linear(2 * width, 64), nn.ReLU(), nn.Linear(64, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits in the order of `GridActions`: foreground cells, background cells, stop."""
+        return torch.cat([self.click(features).flatten(1), self.stop(_pool(features))], dim=1)
+
+
+class ValueHead(nn.Module):
+    """Features (N, width, G, G) -> value (N, 1)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2 * width, 64), nn.ReLU(), nn.Linear(64, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Value of each sample."""
+        return self.net(_pool(features))
+
+
+class SpatialPolicy(MaskableMultiInputActorCriticPolicy):
+    """Actor and critic on shared spatial features; about 170 thousand parameters.
+
+    Args:
+        observation_space: Of SamPrompt in grid mode.
+        action_space: Discrete(2 * G * G + 1).
+        lr_schedule: Learning rate by remaining progress.
+        **kwargs: As for SB3's policies; `features_extractor_kwargs` sets `channels` and `width`.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Dict, action_space: spaces.Discrete, lr_schedule: Schedule, **kwargs: Any
+    ) -> None:
+        cells = observation_space["embedding"].shape[-1] ** 2
+        if not isinstance(action_space, spaces.Discrete) or action_space.n != 2 * cells + 1:
+            raise ValueError(f"SpatialPolicy acts on the grid: Discrete({2 * cells + 1}) is needed, got {action_space}")
+        kwargs = {"features_extractor_class": SpatialExtractor, "net_arch": [], **kwargs}
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.mlp_extractor = _Identity(self.features_dim)
+        width = self.features_extractor.width
+        self.action_net, self.value_net = ActionHead(width), ValueHead(width)
+        for head, scale in ((self.action_net.click, 0.1), (self.action_net.stop[-1], 0.1), (self.value_net.net[-1], 0.1)):
+            nn.init.orthogonal_(head.weight, scale)  # begin near uniform choice and zero value
+            nn.init.zeros_(head.bias)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def logits_and_values(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Unmasked action logits (N, A) and values (N,); for supervised losses."""
+        features = self.extract_features(observations)
+        return self.action_net(features), self.value_net(features)[:, 0]
+
+
+class ModelPrompter:
+    """A trained model as a `sam_gym.prompters.Prompter`: the most likely allowed action."""
+
+    def __init__(self, model: MaskablePPO | SpatialPolicy) -> None:
+        self.model = model
+
+    def __call__(self, observations: dict[str, NDArray], env: SamPromptVectorEnv) -> NDArray[np.int64]:
+        """See `Prompter`."""
+        return self.model.predict(observations, deterministic=True, action_masks=env.action_masks())[0]
+
+
+class _Identity(nn.Module):
+    """SB3 puts an MLP between features and heads; here the heads read the spatial features themselves."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.latent_dim_pi = self.latent_dim_vf = dim
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return features, features
+
+    def forward_actor(self, features: Tensor) -> Tensor:
+        return features
+
+    def forward_critic(self, features: Tensor) -> Tensor:
+        return features
+
+
+def _pool(features: Tensor) -> Tensor:
+    return torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)

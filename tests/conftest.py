@@ -1,0 +1,99 @@
+"""Where the tests find real data and models, and how hypothesis runs. Tests need both and fail, never skip, without."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# One thread unless told otherwise, before torch is loaded: a tiny SAM gains nothing from more, and on a busy machine
+# threads that wait for each other cost fifty times the work. Tests of threading ask for two themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import gymnasium
+import numpy as np
+import pytest
+from hypothesis import settings
+from numpy.typing import NDArray
+
+import sam_gym  # noqa: F401  (registers the environments)
+
+os.environ.setdefault("SAM_GYM_DATA", str(Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+settings.register_profile("sam_gym", deadline=None, derandomize=True, database=None, print_blob=False)
+settings.load_profile("sam_gym")
+
+
+@pytest.fixture(scope="session")
+def real_folder() -> Path:
+    """The folder of real files; a missing one fails the tests, since they would otherwise prove nothing."""
+    folder = Path(os.environ["SAM_GYM_DATA"])
+    if not (folder / "isbi2012").is_dir():
+        pytest.fail(f"the real ISBI sections are needed: {folder / 'isbi2012'} does not exist; set SAM_GYM_DATA")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def tiny(real_folder: Path) -> dict[str, Any]:
+    """Settings for tests of mechanics: two real sections, and a SAM of random weights that takes milliseconds."""
+    return {"split": "val", "data": "real", "checkpoint": "tiny_random", "device": "cpu"}
+
+
+@pytest.fixture
+def make_env(tiny: dict[str, Any]) -> Iterator[Callable[..., gymnasium.Env]]:
+    """`gymnasium.make` with the settings of `tiny` where no others are given."""
+    made = []
+
+    def make(env_id: str = "SamPrompt-ISBI-v0", **changes: Any) -> gymnasium.Env:
+        made.append(gymnasium.make(env_id, **{**tiny, **changes}))
+        return made[-1]
+
+    yield make
+    for env in made:
+        env.close()
+
+
+@pytest.fixture
+def make_vec(tiny: dict[str, Any]) -> Iterator[Callable[..., gymnasium.vector.VectorEnv]]:
+    """`gymnasium.make_vec` with the settings of `tiny` where no others are given."""
+    made = []
+
+    def make(num_envs: int, env_id: str = "SamPrompt-ISBI-v0", **changes: Any) -> gymnasium.vector.VectorEnv:
+        made.append(gymnasium.make_vec(env_id, num_envs=num_envs, **{**tiny, **changes}))
+        return made[-1]
+
+    yield make
+    for env in made:
+        env.close()
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[[Any, Any], None]:
+    """Assert that two results are equal to the last bit: nested dicts and sequences, types, dtypes and shapes too."""
+    return _same
+
+
+def _same(a: Any, b: Any, path: str = "result") -> None:
+    assert type(a) is type(b), f"{path}: {type(a)} and {type(b)}"
+    if isinstance(a, dict):
+        assert sorted(a) == sorted(b), f"{path}: keys {sorted(a)} and {sorted(b)}"
+        for key in a:
+            _same(a[key], b[key], f"{path}[{key!r}]")
+    elif isinstance(a, tuple | list):
+        assert len(a) == len(b), f"{path}: lengths {len(a)} and {len(b)}"
+        for i, (left, right) in enumerate(zip(a, b, strict=True)):
+            _same(left, right, f"{path}[{i}]")
+    elif isinstance(a, np.ndarray) and a.dtype == object:
+        assert b.dtype == object, f"{path}: dtypes object and {b.dtype}"
+        _same(a.tolist(), b.tolist(), path)
+    elif isinstance(a, np.ndarray):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), f"{path}: {a.dtype}{a.shape} and {b.dtype}{b.shape}"
+        different = int((a != b).sum())
+        assert not different, f"{path}: {different} of {a.size} entries differ, by {_largest(a, b)} at most"
+    else:
+        assert a == b, f"{path}: {a!r} and {b!r}"
+
+
+def _largest(a: NDArray, b: NDArray) -> float:
+    return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())

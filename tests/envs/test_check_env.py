@@ -1,0 +1,67 @@
+"""Gymnasium's and Stable-Baselines3's own checkers on every id and action mode, their warnings counted exactly."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import pytest
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
+
+import sam_gym
+
+# An embedding has no natural bounds, and Gymnasium would rather have some.
+GYMNASIUM_WARNINGS = (
+    "A Box observation space minimum value is -infinity",
+    "A Box observation space maximum value is infinity",
+)
+# SB3 takes every Box of three axes for an image. The embedding (C, G, G) is none: it is float, unbounded, small, and
+# (with the tiny SAM's 32 channels) thinner along its second axis. sam_gym.sb3's extractor reads it as what it is.
+SB3_WARNINGS = (
+    "your observation embedding is an image but its `dtype` is (float32)",
+    "your observation space embedding is an image but the upper and lower bounds",
+    "Treating image space as channels-last, while second dimension was smallest of the three",
+    "The minimal resolution for an image is 36x36",
+)
+
+
+def warnings_of(check: Callable[..., Any], *args: Any, **kwargs: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check(*args, **kwargs)
+    return [re.sub(r"\x1b\[\d+m", "", str(warning.message)) for warning in caught]
+
+
+def check(env: gymnasium.Env) -> None:
+    """Both checkers pass, and warn of nothing but what is explained above, once each."""
+    for checker, arguments, expected in (
+        (check_env, {"skip_render_check": False}, GYMNASIUM_WARNINGS),
+        (check_env_for_sb3, {"warn": True, "skip_render_check": False}, SB3_WARNINGS),
+    ):
+        found = warnings_of(checker, env.unwrapped, **arguments)
+        unexplained = [text for text in found if not any(known in text for known in expected)]
+        assert not unexplained
+        assert len(found) <= len(expected)
+
+
+@pytest.mark.parametrize("action_mode", ["grid", "point", "box"])
+@pytest.mark.parametrize("env_id", sam_gym.env_ids())
+def test_checkers(make_env: Callable[..., gymnasium.Env], env_id: str, action_mode: str) -> None:
+    check(make_env(env_id, action_mode=action_mode, render_mode="rgb_array"))
+
+
+@pytest.mark.weights
+def test_checkers_with_real_weights(make_env: Callable[..., gymnasium.Env]) -> None:
+    check(make_env(checkpoint="mobile_sam", max_prompts=1, render_mode="rgb_array"))
+
+
+def test_making_and_using_an_environment_warns_of_nothing(make_env: Callable[..., gymnasium.Env]) -> None:
+    """Through `gymnasium.make`, with its passive checker on; a warning is an error here."""
+    env = make_env(render_mode="rgb_array")
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    env.render()
