@@ -1,7 +1,7 @@
 """Evaluate a saved agent beside the baselines: the same table, pictures and record as after training.
 
-    python agents/evaluate.py runs/NAME/model.zip
-    python agents/evaluate.py runs/NAME/model.zip --split val --objects 50
+python agents/evaluate.py runs/NAME/model.zip
+python agents/evaluate.py runs/NAME/model.zip --split val --objects 50
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Arguments:
     """SAM weights: a name or a file."""
     device: str = "auto"
     """Where SAM and the policy run."""
+    precision: str = "auto"
+    """SAM's decoder: exact (float32), fast (bfloat16), auto (fast where the hardware has bfloat16)."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the results; default evaluation-SPLIT beside the model. What is in it already is not evaluated again."""
 
@@ -58,16 +60,18 @@ def main() -> None:
             arguments.env, num_envs=n, vectorization_mode="vector_entry_point", split=arguments.split,
             autoreset_mode="Disabled", render_mode=render_mode,
             data=arguments.data, checkpoint=arguments.checkpoint, device=arguments.device,
+            precision=arguments.precision,
         )  # fmt: skip
 
     folder = arguments.out or arguments.model.parent / f"evaluation-{arguments.split}"
     try:
         agent = ModelPrompter(MaskablePPO.load(arguments.model, device=arguments.device))
         entries = {name: make(0) for name, make in PROMPTERS.items()} | {"agent": agent}
-        records = evaluate_entries(entries, environment(16), folder / "evaluations", arguments.objects)
+        n = min(16, max(1, arguments.objects or 16))
+        records = evaluate_entries(entries, environment(n), folder / "evaluations", arguments.objects)
         title = f"{arguments.env}, {arguments.split} split, {records[0].provenance['source']}, {arguments.model}"
         write_report(folder, title, records, agent, environment(1, "rgb_array"), {"points": []})
-    except (DataUnavailableError, CheckpointError, ValueError) as error:
+    except (DataUnavailableError, CheckpointError, ValueError, gymnasium.error.Error) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped; run the same command again to go on with the entries that are missing")

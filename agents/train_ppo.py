@@ -42,6 +42,8 @@ class Arguments:
     """SAM weights: a name or a file."""
     device: str = "auto"
     """Where SAM and the policy run: auto, cpu, cuda."""
+    precision: str = "auto"
+    """SAM's decoder: exact (float32), fast (bfloat16), auto (fast where the hardware has bfloat16)."""
     eval_objects: int = 81
     """Validation objects at each evaluation while training, evenly spread over the split."""
     evaluations: int = 3
@@ -58,6 +60,7 @@ def main() -> None:
     """Parse the arguments, train, report."""
     arguments = tyro.cli(Arguments, description=__doc__)
     try:
+        import gymnasium
         from training import Training
     except ImportError as error:
         sys.exit(f"{error}\nTraining needs the extra: pip install -e '.[sb3]'")
@@ -71,7 +74,7 @@ def main() -> None:
         run.clone()
         run.ppo()
         run.report()
-    except (DataUnavailableError, CheckpointError, ValueError) as error:
+    except (DataUnavailableError, CheckpointError, ValueError, gymnasium.error.Error) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         if run is None:

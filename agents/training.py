@@ -5,8 +5,13 @@ What another project would want to import lives in `sam_gym`; this file only put
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
+import shutil
+import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +24,11 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecMonitor
 from tqdm import tqdm
 
-import sam_gym
 from sam_gym import report
 from sam_gym.envs.prompt import SamPromptVectorEnv
-from sam_gym.evaluation import Record, evaluate
+from sam_gym.evaluation import Record, evaluate, evaluation_provenance, select_cases
 from sam_gym.fetching import atomic_path
+from sam_gym.progress import progress_bar
 from sam_gym.prompters import PROMPTERS, Prompter
 from sam_gym.sb3 import Cloner, CloneSettings, ModelPrompter, SamVecEnv, SpatialPolicy
 
@@ -46,7 +51,7 @@ class Training:
         self.folder, self.state = folder, state
         arguments, config = state["arguments"], state["config"]
         self.seed = arguments["seed"]
-        self.settings = {name: arguments[name] for name in ("data", "checkpoint", "device")}
+        self.settings = {name: arguments[name] for name in ("data", "checkpoint", "device", "precision")}
         set_random_seed(self.seed)
         train = self._environment("train", "SameStep", config["n_envs"])
         self.val = self._environment("val", "Disabled", config["n_envs"])
@@ -63,6 +68,9 @@ class Training:
             if not file.is_file():
                 raise ValueError(f"{arguments.resume} is not the folder of a run: it has no state.json")
             return cls(arguments.resume, json.loads(file.read_text()))
+        for name in ("eval_objects", "evaluations", "test_objects"):
+            if (value := getattr(arguments, name)) is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         config = _hyper_parameters(arguments.config, arguments.env)
         if arguments.clone_steps is not None:
             config["clone"]["total_timesteps"] = arguments.clone_steps
@@ -73,7 +81,7 @@ class Training:
         if (folder / "state.json").exists():
             raise ValueError(f"{folder} holds a run already: take it up with --resume {folder}, or name another folder")
         stated = {n: getattr(arguments, n) for n in (
-            "env", "seed", "data", "checkpoint", "device", "eval_objects", "evaluations", "test_objects"
+            "env", "seed", "data", "checkpoint", "device", "precision", "eval_objects", "evaluations", "test_objects"
         )}  # fmt: skip
         state = {
             "arguments": stated, "config": config, "stage": "clone", "points": [], "best": None,
@@ -99,9 +107,10 @@ class Training:
             self.model.policy, self.train, settings, rounds,
             seed=self.seed, gamma=config["gamma"], reward_scale=config["reward_scale"],
         )  # fmt: skip
-        self._note("clone", cloner.timesteps, force=not self.state["points"])
-        size = cloner.timesteps // max(cloner.rounds, 1) or settings.round_steps * self.train.num_envs
-        with self._bar("cloning", cloner.total_rounds * size, cloner.timesteps) as bar:
+        ended = cloner.rounds == cloner.total_rounds
+        self._note("clone", cloner.timesteps, force=ended or not self.state["points"])
+        size = settings.round_steps * self.train.num_envs
+        with progress_bar("cloning", cloner.total_rounds * size, "step", done=cloner.timesteps) as bar:
             started = time.perf_counter()
 
             def after_round(_: Cloner, losses: dict[str, float]) -> None:
@@ -110,18 +119,16 @@ class Training:
                 for name, value in losses.items():
                     self.model.logger.record(f"clone/{name}", value)
                 self.model.logger.dump(cloner.timesteps)
+                bar.set_postfix_str(f"KL to oracle {losses['kl_to_oracle']:.2f}", refresh=False)
                 bar.update(size)
-                bar.set_postfix_str(f"KL to oracle {losses['kl_to_oracle']:.2f}")
                 self._note("clone", cloner.timesteps, force=cloner.rounds == cloner.total_rounds)
                 self._save_state()
                 started = time.perf_counter()
 
             cloner.run(after_round)
         self._save_model("clone.zip")
-        for file in rounds.iterdir():
-            file.unlink()
-        rounds.rmdir()
         self._enter("ppo")
+        shutil.rmtree(rounds)
 
     def ppo(self) -> None:
         """Go on with MaskablePPO; the best model on the validation split, the clone included, is kept."""
@@ -136,7 +143,7 @@ class Training:
         elif (self.folder / "clone.zip").is_file():
             self.model.policy.load_state_dict(self._load(self.folder / "clone.zip").policy.state_dict())
         if done < total:
-            with self._bar("PPO", total, done) as bar:
+            with progress_bar("PPO", total, "step", done=done) as bar:
                 self.model.learn(total - done, callback=_PPOProgress(self, bar), reset_num_timesteps=done == 0)
             self._note("ppo", self.model.num_timesteps, force=True)
         if self.state["best"] is None:  # no training at all was asked for
@@ -145,6 +152,7 @@ class Training:
 
     def report(self) -> None:
         """Evaluate on the held-out split and write table, pictures and record."""
+        started = time.perf_counter()
         self.keep()
         agent = ModelPrompter(self._load(self.folder / "model.zip"))
         entries: dict[str, Prompter] = {name: make(0) for name, make in PROMPTERS.items()}
@@ -154,6 +162,7 @@ class Training:
         test = self._environment("test", "Disabled", self.state["config"]["n_envs"])
         records = evaluate_entries(entries, test, self.folder / "evaluations", self.state["arguments"]["test_objects"])
         pictures = self._environment("test", "Disabled", 1, render_mode="rgb_array")
+        self.state["seconds"]["report"] += time.perf_counter() - started
         write_report(self.folder, self.title, records, agent, pictures, self.state)
         best = self.state["best"]
         print(f"agent: the {best['stage']} model after {best['timesteps']} steps of that stage, validation gain "
@@ -242,10 +251,6 @@ class Training:
             self._save_model("best.zip")
         self._save_state()
 
-    @staticmethod
-    def _bar(name: str, total: int, done: int) -> tqdm:
-        return tqdm(total=total, initial=done, desc=f"{name:>14}", unit="step", smoothing=0.1)
-
 
 class _PPOProgress(BaseCallback):
     """Bar, checkpoint and validation between two rollouts of PPO."""
@@ -256,8 +261,7 @@ class _PPOProgress(BaseCallback):
         self.started = time.perf_counter()
 
     def _on_rollout_start(self) -> None:
-        seconds = self.run.state["seconds"]
-        seconds["ppo"] += time.perf_counter() - self.started
+        self._count_seconds()
         if self.num_timesteps:
             self.run._save_model("checkpoint.zip")
             self.run._note("ppo", self.num_timesteps)
@@ -268,18 +272,32 @@ class _PPOProgress(BaseCallback):
         self.bar.update(self.training_env.num_envs)
         return True
 
+    def _on_training_end(self) -> None:
+        self._count_seconds()
+
+    def _count_seconds(self) -> None:
+        self.run.state["seconds"]["ppo"] += time.perf_counter() - self.started
+
 
 def evaluate_entries(
     entries: dict[str, Prompter], env: SamPromptVectorEnv, folder: Path, max_objects: int | None
 ) -> list[Record]:
-    """Evaluate each entry on the environment's split, skipping those whose record is in `folder` already."""
+    """Evaluate each entry on the environment's split, skipping those whose record is in `folder` already.
+
+    A stored record counts only if it is of the same episodes, SAM and policy.
+    """
     _encode([env])
     records = []
     for name, prompter in entries.items():
         file = folder / f"{name.replace(' ', '_')}.json"
         if file.is_file():
-            records.append(Record.from_json(json.loads(file.read_text())))
-            continue
+            stored = Record.from_json(json.loads(file.read_text(encoding="utf-8")))
+            wanted = evaluation_provenance(prompter, env, select_cases(env, max_objects))
+            if {**stored.provenance, **wanted} == stored.provenance:
+                print(f"{name:>14}: taken from {file}", file=sys.stderr)
+                records.append(stored)
+                continue
+            print(f"{name:>14}: {file} is of other episodes or weights; evaluating anew", file=sys.stderr)
         record = evaluate(prompter, name, env, max_objects=max_objects)
         report.write_json(file, record.to_json())
         records.append(record)
@@ -287,7 +305,12 @@ def evaluate_entries(
 
 
 def write_report(
-    folder: Path, title: str, records: list[Record], agent: Prompter, pictures: SamPromptVectorEnv, state: dict[str, Any]
+    folder: Path,
+    title: str,
+    records: list[Record],
+    agent: Prompter,
+    pictures: SamPromptVectorEnv,
+    state: dict[str, Any],
 ) -> None:
     """Table on the screen and as Markdown, learning_curve.png, episodes.png and record.json."""
     print()
@@ -302,19 +325,38 @@ def write_report(
 def _encode(envs: list[SamPromptVectorEnv]) -> None:
     """Run the encoder over all images of the environments' splits, with a bar: afterwards no reset needs it."""
     waiting = [(env, i) for env in envs for i in range(len(env.engine.data.image_ids))]
-    with tqdm(waiting, desc=f"{'encoding':>14}", unit="image") as bar:
-        for env, index in bar:
+    with progress_bar("encoding", len(waiting), "image") as bar:
+        for env, index in waiting:
             env.engine.backend.encode([env.engine.data.image(index)])
+            bar.update()
 
 
 def _hyper_parameters(file: Path, env: str) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"there is no config {file}")
-    sections = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if env not in sections:
-        known = ", ".join(name for name in sections if name in sam_gym.env_ids())
-        raise ValueError(f"{file} has no section for {env!r}; it has {known}")
+    try:
+        sections = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(sections, dict) or env not in sections:
+        known = [name for name in sections if name in gymnasium.registry] if isinstance(sections, dict) else []
+        raise ValueError(f"{file} has no section for {env!r}; it has {', '.join(known) or 'none'}")
+    _check_entries(sections[env], {*inspect.signature(MaskablePPO).parameters, *RESERVED}, f"{file}, section {env}")
+    _check_entries(sections[env]["clone"], {f.name for f in fields(CloneSettings)}, f"{file}, section {env}, clone")
     return sections[env]
+
+
+def _check_entries(section: Any, known: set[str], where: str) -> None:
+    """Raise ValueError unless `section` is a mapping of `known` names that has those which are needed."""
+    if not isinstance(section, dict):
+        raise ValueError(f"{where}: names and values are needed, got {section!r}")
+    for name in section:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            raise ValueError(f"{where}: unknown entry {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    for name in (*RESERVED, "gamma"):
+        if name in known and name not in section:
+            raise ValueError(f"{where}: {name!r} is missing")
 
 
 def _schedule(value: Any) -> Any:

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sam_gym.data import SegmentationData
 from sam_gym.envs.episode import noisy_box
 from sam_gym.envs.prompt import SamPromptVectorEnv
 from sam_gym.metrics import Interval, bootstrap_mean
+from sam_gym.progress import progress_bar
 from sam_gym.prompters import Prompter
 from sam_gym.sam.checkpoints import checkpoint_id
 
@@ -39,9 +39,7 @@ def episode_list(data: SegmentationData, box_noise: float) -> list[EpisodeCase]:
     The cue of an object does not depend on which other objects are in the split.
     """
     cases = []
-    for image, object_id, tight in zip(
-        data.objects.image_index, data.objects.object_id, data.objects.box, strict=True
-    ):
+    for image, object_id, tight in zip(data.objects.image_index, data.objects.object_id, data.objects.box, strict=True):
         name = f"{EPISODE_LIST_VERSION}/{data.source}/{data.image_ids[image]}/{object_id}"
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
         height, width = data.image(int(image)).shape[:2]
@@ -61,10 +59,10 @@ class Record:
 
     Attributes:
         name: The prompter's name.
-        iou: (M, T + 1) float64, IoU after 0..T prompts; after stop the last value is carried on.
+        iou: (M, T + 1) float64 to 6 digits, IoU after 0..T prompts; after stop the last value is carried on.
         prompts: (M,) int64 prompts given.
         cases: The M episodes.
-        provenance: Split, source, hashes, checkpoint, seconds.
+        provenance: What `evaluation_provenance` says, and seconds.
     """
 
     name: str
@@ -99,7 +97,7 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Summary and everything per object, JSON-able."""
         objects = [
-            {**asdict(case), "iou": [round(float(v), 6) for v in curve], "prompts": int(prompts)}
+            {**asdict(case), "iou": curve.tolist(), "prompts": int(prompts)}
             for case, curve, prompts in zip(self.cases, self.iou, self.prompts, strict=True)
         ]
         return {"summary": self.summary(), "provenance": self.provenance, "objects": objects}
@@ -111,6 +109,39 @@ class Record:
         cases = [EpisodeCase(o["image"], o["object_id"], tuple(o["cue"])) for o in objects]
         iou, prompts = np.array([o["iou"] for o in objects]), np.array([o["prompts"] for o in objects])
         return cls(stored["summary"]["name"], iou, prompts, cases, dict(stored["provenance"]))
+
+
+def select_cases(env: SamPromptVectorEnv, max_objects: int | None) -> list[EpisodeCase]:
+    """The fixed episodes of the environment's split, or `max_objects` of them, evenly spread over the list.
+
+    Raises:
+        ValueError: `max_objects` is below 1.
+    """
+    cases = episode_list(env.engine.data, env.settings.box_noise)
+    if max_objects is None or max_objects >= len(cases):
+        return cases
+    if max_objects < 1:
+        raise ValueError(f"an evaluation needs at least one object, got {max_objects}")
+    return [cases[i] for i in np.linspace(0, len(cases) - 1, max_objects).round().astype(int)]
+
+
+def evaluation_provenance(prompter: Prompter, env: SamPromptVectorEnv, cases: Sequence[EpisodeCase]) -> dict[str, Any]:
+    """What a record's numbers depend on, JSON-able: equal provenance of scripted or saved prompters, equal numbers."""
+    data, settings = env.engine.data, env.settings
+    return {
+        "split": data.split,
+        "data": data.name,
+        "source": data.source,
+        "data_hash": data.hash(),
+        "episode_list": {"version": EPISODE_LIST_VERSION, "sha256": episode_list_hash(cases)},
+        "checkpoint": checkpoint_id(settings.checkpoint),
+        "precision": env.engine.backend.precision,
+        "box_noise": settings.box_noise,
+        "view_scale": settings.view_scale,
+        "grid": settings.grid,
+        "max_prompts": settings.max_prompts,
+        "policy": getattr(prompter, "identity", None),
+    }
 
 
 def evaluate(
@@ -134,22 +165,19 @@ def evaluate(
         The record.
 
     Raises:
-        ValueError: The environment resets by itself.
+        ValueError: The environment resets by itself, or `max_objects` is below 1.
     """
     if env.autoreset_mode.value != "Disabled":
         raise ValueError("evaluate() poses each episode itself: make the environment with autoreset_mode='Disabled'")
-    data, settings = env.engine.data, env.settings
-    cases = episode_list(data, settings.box_noise)
-    if max_objects is not None and max_objects < len(cases):
-        cases = [cases[i] for i in np.linspace(0, len(cases) - 1, max_objects).round().astype(int)]
-    iou = np.full((len(cases), settings.max_prompts + 1), np.nan)
+    cases = select_cases(env, max_objects)
+    iou = np.full((len(cases), env.settings.max_prompts + 1), np.nan)
     prompts = np.zeros(len(cases), np.int64)
     started = time.perf_counter()
     n = env.num_envs
     current = np.full(n, -1)  # which case each row works on; -1: a spare run whose result is not taken
     waiting = iter(range(len(cases)))
     finished = np.ones(n, np.bool_)
-    with tqdm(total=len(cases), desc=f"{name:>14}", unit="object", disable=not progress) as bar:
+    with progress_bar(name, len(cases), "object", shown=progress) as bar:
         while True:
             for row in np.flatnonzero(finished):
                 current[row] = next(waiting, -1)
@@ -157,27 +185,19 @@ def evaluate(
                 break
             observations = _pose(env, finished, [cases[max(c, 0)] for c in current])
             _note(iou, current, finished, env)
-            terminated = np.zeros(n, np.bool_)
-            while not terminated.any():
-                observations, _, terminated, _, _ = env.step(prompter(observations, env))
+            finished = np.zeros(n, np.bool_)
+            while not finished.any():
+                observations, _, terminated, truncated, _ = env.step(prompter(observations, env))
                 _note(iou, current, np.ones(n, np.bool_), env)
-            finished = terminated
+                finished = terminated | truncated
             done = current[finished & (current >= 0)]
             prompts[done] = env.engine.episodes.prompts[finished & (current >= 0)]
             bar.update(len(done))
     for step in range(1, iou.shape[1]):  # carry the last value on
         iou[:, step] = np.where(np.isnan(iou[:, step]), iou[:, step - 1], iou[:, step])
-    provenance = {
-        "split": data.split,
-        "data": data.name,
-        "source": data.source,
-        "data_hash": data.hash(),
-        "episode_list": {"version": EPISODE_LIST_VERSION, "sha256": episode_list_hash(cases)},
-        "checkpoint": checkpoint_id(settings.checkpoint),
-        "box_noise": settings.box_noise,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    return Record(name, iou, prompts, cases, provenance)
+    seconds = round(time.perf_counter() - started, 1)
+    provenance = {**evaluation_provenance(prompter, env, cases), "seconds": seconds}
+    return Record(name, iou.round(6), prompts, cases, provenance)  # rounded, so that a stored record equals it
 
 
 def _pose(env: SamPromptVectorEnv, rows: NDArray[np.bool_], cases: list[EpisodeCase]) -> dict[str, NDArray]:

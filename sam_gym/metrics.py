@@ -33,15 +33,15 @@ def bootstrap_mean(values: ArrayLike, *, confidence: float = 0.95, resamples: in
         Mean, lower and upper end.
 
     Raises:
-        ValueError: `values` is empty or holds NaN.
+        ValueError: `values` is empty, holds NaN or infinity, or is no list.
 
     Example:
         >>> print(bootstrap_mean([0.5, 0.5, 0.5]))
         0.500 [0.500, 0.500]
     """
     array = np.asarray(values, np.float64)
-    if array.ndim != 1 or not len(array) or np.isnan(array).any():
-        raise ValueError(f"a bootstrap needs a list of numbers without NaN, got shape {array.shape}")
+    if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
+        raise ValueError(f"a bootstrap needs a list of finite numbers, got {array}")
     rng = np.random.default_rng(seed)
     # In blocks, so that ten thousand resamples of ten thousand objects do not need 800 MB
     block = max(1, 5_000_000 // len(array))

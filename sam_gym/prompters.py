@@ -41,19 +41,28 @@ def box_only(observations: dict[str, NDArray], env: SamPromptVectorEnv) -> NDArr
 
 
 class RandomPrompter:
-    """A random allowed click each time, foreground or background alike; never stops.
+    """A random allowed click each time, foreground or background alike; stops only where no click is allowed any more.
+
+    What it draws depends on the episode and the prompt alone, so that a record does not depend on how many environments
+    there were.
 
     Args:
         seed: Seed of its choices.
     """
 
     def __init__(self, seed: int = 0) -> None:
-        self._rng = np.random.default_rng(seed)
+        self._seed = seed
 
     def __call__(self, observations: dict[str, NDArray], env: SamPromptVectorEnv) -> NDArray[np.int64]:
         """See `Prompter`."""
-        clicks = env.action_masks()[:, :-1]
-        return np.array([self._rng.choice(np.flatnonzero(allowed)) for allowed in clicks])
+        episodes, stop = env.engine.episodes, _grid(env.engine).stop
+        actions = np.full(env.num_envs, stop, np.int64)
+        for row, allowed in enumerate(env.action_masks()[:, :-1]):
+            if allowed.any():
+                cue = episodes.cue[row].view(np.uint32).tolist()
+                drawn = (self._seed, episodes.image[row], episodes.object_id[row], *cue, episodes.prompts[row])
+                actions[row] = np.random.default_rng([int(v) for v in drawn]).choice(np.flatnonzero(allowed))
+        return actions
 
 
 def centre(observations: dict[str, NDArray], env: SamPromptVectorEnv) -> NDArray[np.int64]:

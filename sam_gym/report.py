@@ -85,7 +85,8 @@ def plot_learning(path: Path, points: Sequence[Mapping[str, Any]], records: Sequ
 
     Args:
         path: Where to write.
-        points: {"stage", "timesteps", "gain"} in order of training; timesteps count through all stages.
+        points: {"stage", "timesteps", "gain"} in order of training; timesteps count through all stages. Without any,
+            only the held-out split is shown.
         records: Of the held-out split.
         title: Over the picture.
     """
@@ -94,28 +95,37 @@ def plot_learning(path: Path, points: Sequence[Mapping[str, Any]], records: Sequ
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    figure.suptitle(title)
-    for stage, colour in (("clone", "tab:blue"), ("ppo", "tab:orange")):
-        mine = [p for p in points if p["stage"] == stage]
-        if mine:
-            label = {"clone": "cloning the oracle", "ppo": "PPO"}[stage]
-            left.plot([p["timesteps"] for p in mine], [p["gain"] for p in mine], "o-", color=colour, label=label)
-    left.axhline(0, color="0.5", linewidth=1)
-    left.set(xlabel="environment steps", ylabel="IoU gain over the box alone", title="validation split")
+    panels = 2 if points else 1
+    figure, axes = plt.subplots(1, panels, figsize=(5.5 * panels, 4.2), layout="constrained", squeeze=False)
+    figure.suptitle(title, fontsize=10)
     if points:
-        left.legend(frameon=False)
+        _plot_training(axes[0, 0], points)
+    right = axes[0, -1]
     for record in records:
-        style: dict[str, Any] = {"linewidth": 2.5} if record.name == "agent" else {"linewidth": 1.2, "alpha": 0.9}
+        style: dict[str, Any] = (
+            {"linewidth": 2.5, "color": "black"} if record.name == "agent" else {"linewidth": 1.2, "alpha": 0.9}
+        )
         right.plot(range(len(record.curve)), record.curve, "o-", markersize=3, label=record.name, **style)
     right.set(xlabel="prompts", ylabel="mean IoU", title="held-out split")
     right.legend(frameon=False, fontsize=8)
-    for axis in (left, right):
+    for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     plt.close(figure)
+
+
+def _plot_training(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
+    for stage, colour, label in (("ppo", "tab:orange", "PPO"), ("clone", "tab:blue", "cloning the oracle")):
+        mine = [p for p in points if p["stage"] == stage]
+        if mine:
+            if stage == "ppo":  # PPO begins where cloning ended
+                mine = [p for p in points if p["stage"] == "clone"][-1:] + mine
+            axis.plot([p["timesteps"] for p in mine], [p["gain"] for p in mine], "o-", color=colour, label=label)
+    axis.axhline(0, color="0.5", linewidth=1)
+    axis.set(xlabel="environment steps", ylabel="IoU gain over the box alone", title="validation split")
+    axis.legend(frameon=False)
 
 
 def save_film_strip(path: Path, prompter: Prompter, record: Record, env: SamPromptVectorEnv) -> None:

@@ -73,6 +73,11 @@ class PromptSettings:
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}={getattr(self, name)} is outside {low}..{high}")
+        for name in ("grid", "max_prompts"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name}={getattr(self, name)} is not an integer")
+        if not np.isfinite(self.prompt_cost):
+            raise ValueError(f"prompt_cost={self.prompt_cost} is not finite")
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> PromptSettings:
@@ -169,6 +174,8 @@ class PromptEngine:
             box = np.asarray(cue, np.float32)
             if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= box[:2]).any():
                 raise ValueError(f"reset option 'cue' must be x0, y0, x1, y1 with x0 < x1 and y0 < y1, got {cue!r}")
+            if (box[2:] <= 0).any() or (box[:2] >= size[::-1]).any():
+                raise ValueError(f"reset option 'cue' lies outside the image of {size[1]} x {size[0]} px: {cue!r}")
             box = clip_box(box, (size[0], size[1]))
         return Pose(index, int(objects.object_id[row]), box)
 
@@ -179,7 +186,9 @@ class PromptEngine:
         self.actions.apply(self.episodes, rows, np.asarray(actions))
         self.episodes.steps[rows] += 1
 
-    def settle(self, acted: Rows, fresh: Mapping[int, Pose]) -> tuple[NDArray[np.float64], dict[int, tuple[dict, dict]]]:
+    def settle(
+        self, acted: Rows, fresh: Mapping[int, Pose]
+    ) -> tuple[NDArray[np.float64], dict[int, tuple[dict, dict]]]:
         """Decode, in one call, the prompts of the rows that acted and the cue boxes of the episodes that begin.
 
         Args:

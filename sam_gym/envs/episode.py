@@ -216,7 +216,7 @@ def action_mode(name: str, grid: int) -> ActionMode:
 def _checked(actions: NDArray, width: int) -> Floats:
     values = np.asarray(actions, np.float32)
     if values.shape[1:] != (width,) or not (np.abs(values) <= 1).all():  # NaN fails the comparison too
-        raise ValueError(f"actions of shape {values.shape[1:]} in [-1, 1] are needed ({width} numbers), got {actions}")
+        raise ValueError(f"an action is {width} numbers in [-1, 1], got {actions.tolist()}")
     return values
 
 

@@ -115,9 +115,9 @@ class SamPromptEnv(gymnasium.Env):
     ## Version History
 
     * v0: initial version (sam_gym 0.1.0).
-    """  # noqa: D214, D405, D406, D407, D410, D411, D412, E501
+    """  # noqa: E501
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 2}
 
     def __init__(self, *, render_mode: str | None = None, **settings: Any) -> None:
         self.render_mode = _checked_render_mode(render_mode, self.metadata)

@@ -95,7 +95,7 @@ class SamBackend:
         self.device = _resolve_device(device)
         self.precision = _resolve_precision(precision, self.device)
         self.sam = load_sam(checkpoint).to(self.device)
-        self._settings = (checkpoint, str(self.device), cache_bytes, micro_batch)
+        self._settings = (checkpoint, str(self.device), self.precision, cache_bytes, micro_batch)
         self.micro_batch = micro_batch or (1 if self.device.type == "cpu" else GPU_MICRO_BATCH)
         self.encoder_calls = 0
         self.decoder_calls = 0
@@ -153,9 +153,7 @@ class SamBackend:
         return ImageEmbedding(key, features, size, input_size)
 
     @torch.no_grad()
-    def decode(
-        self, embeddings: Sequence[ImageEmbedding], prompts: PromptBatch, *, multimask: bool = False
-    ) -> Masks:
+    def decode(self, embeddings: Sequence[ImageEmbedding], prompts: PromptBatch, *, multimask: bool = False) -> Masks:
         """Masks for N prompts on N images in one call.
 
         Args:
@@ -172,8 +170,9 @@ class SamBackend:
         """
         if len(embeddings) != len(prompts) or not embeddings:
             raise ValueError(f"{len(embeddings)} embeddings for {len(prompts)} prompts; both need one entry per mask")
-        if prompts.has_mask.any() and prompts.mask_logits.shape[1:] != self.mask_size:
-            raise ValueError(f"mask prompts have shape {tuple(prompts.mask_logits.shape[1:])}, expected {self.mask_size}")
+        given = prompts.mask_logits
+        if given is not None and prompts.has_mask.any() and given.shape[1:] != self.mask_size:
+            raise ValueError(f"mask prompts have shape {tuple(given.shape[1:])}, expected {self.mask_size}")
         self.decoder_calls += 1
         points, boxes = self._to_input_frame(embeddings, prompts)
         labels, has_mask = (torch.as_tensor(a, device=self.device) for a in (prompts.labels, prompts.has_mask))
@@ -207,21 +206,21 @@ class SamBackend:
         side = self.sam.image_encoder.img_size
         padded = F.interpolate(flat, (side, side), mode="bilinear", align_corners=False)
         height, width = embedding.input_size
-        full = F.interpolate(
-            padded[..., :height, :width], embedding.image_size, mode="bilinear", align_corners=False
-        )
+        full = F.interpolate(padded[..., :height, :width], embedding.image_size, mode="bilinear", align_corners=False)
         return full.reshape(*logits.shape[:-2], *embedding.image_size)
 
 
 @lru_cache(maxsize=8)
-def _shared_backend(checkpoint: str, device: str, precision: str) -> SamBackend:
-    return SamBackend(checkpoint, device, precision)
+def _shared_backend(
+    checkpoint: str, device: str, precision: str, cache_bytes: int, micro_batch: int | None
+) -> SamBackend:
+    return SamBackend(checkpoint, device, precision, cache_bytes=cache_bytes, micro_batch=micro_batch)
 
 
 def get_backend(checkpoint: str = "mobile_sam", device: str = "auto", precision: str = "exact") -> SamBackend:
     """The process's shared backend for a checkpoint, device and precision, loaded at the first call."""
     resolved = _resolve_device(device)
-    return _shared_backend(str(checkpoint), str(resolved), _resolve_precision(precision, resolved))
+    return _shared_backend(str(checkpoint), str(resolved), _resolve_precision(precision, resolved), CACHE_BYTES, None)
 
 
 def _resolve_device(device: str) -> torch.device:

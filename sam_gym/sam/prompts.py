@@ -96,9 +96,10 @@ class PromptBatch:
         if len(lengths) != 1:
             raise ValueError(f"points, labels, boxes and mask_logits need one common length, got {sorted(lengths)}")
         n = lengths.pop()
-        point_lists, label_lists, box_list, masks = (
-            [None] * n if given is None else list(given) for given in (points, labels, boxes, mask_logits)
+        point_lists, label_lists, box_list = (
+            [None] * n if given is None else list(given) for given in (points, labels, boxes)
         )
+        masks = [None] * n if mask_logits is None else list(mask_logits)
         rows = [_as_points(i, *lists) for i, lists in enumerate(zip(point_lists, label_lists, strict=True))]
         width = max((len(k) for _, k in rows), default=0)
         all_points = np.zeros((n, width, 2), np.float32)

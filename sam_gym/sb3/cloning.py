@@ -115,7 +115,7 @@ class Cloner:
         most.
         """
         while self.rounds < self.total_rounds:
-            # Seeded by the round, so that an interrupted run makes the same choices as one that was not
+            # Seeded by the round, so that a resumed run does not meet the first rounds' episodes again
             rng = np.random.default_rng([self.seed, self.rounds])
             samples = self._collect(rng)
             self._data.append(samples)
@@ -168,8 +168,11 @@ class Cloner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         history = []
+        fast = self.env.engine.backend.precision == "fast"  # then the convolutions may be bfloat16 as well
         for batch in self._batches(rng):
-            logits, values = self.policy.logits_and_values(batch["observations"])
+            with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=fast):
+                logits, values = self.policy.logits_and_values(batch["observations"])
+            logits, values = logits.float(), values.float()
             log_probability = logits.masked_fill(~batch["allowed"], -1e8).log_softmax(dim=1)
             action_loss = -(batch["target"] * log_probability).sum(dim=1).mean()
             value_loss = (batch["complete"] * F.mse_loss(values, batch["returns"], reduction="none")).mean()
@@ -196,11 +199,7 @@ class Cloner:
                 parts.setdefault("embedding", []).append(samples.embedding[samples.episode[rows]])
             arrays = {name: self._tensor(np.concatenate(column)) for name, column in parts.items()}
             flipped = _symmetry(arrays, int(rng.integers(8)))
-            observations = {
-                "maps": flipped["maps"].float() / 255,
-                "embedding": flipped["embedding"].float(),
-                "state": flipped["state"],
-            }
+            observations = {name: flipped[name] for name in ("maps", "embedding", "state")}
             yield {
                 "observations": observations,
                 "allowed": flipped["allowed"],

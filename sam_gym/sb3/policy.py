@@ -5,6 +5,7 @@ No layer mixes samples of a batch (no BatchNorm, no attention across it), so PPO
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class SpatialExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim=width * grid * grid)
         maps, embedding, state = (observation_space[name].shape for name in ("maps", "embedding", "state"))
         self.width, self.grid = width, grid
-        self.embed = nn.Sequential(nn.Conv2d(embedding[0], channels, 1), nn.ReLU())
+        self.embed = nn.Sequential(_ChannelNorm(), nn.Conv2d(embedding[0], channels, 1), nn.ReLU())
         self.look = nn.Sequential(
             nn.Conv2d(maps[0], 24, 5, stride=2, padding=2), nn.ReLU(),
             nn.Conv2d(24, channels, 3, stride=2, padding=1), nn.ReLU(),
@@ -48,6 +49,11 @@ class SpatialExtractor(BaseFeaturesExtractor):
             nn.Conv2d(width, width, 3, padding=2, dilation=2), nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
         )  # fmt: skip
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.orthogonal_(module.weight, np.sqrt(2))
+                nn.init.zeros_(module.bias)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """(N, width, G, G) features."""
@@ -82,7 +88,7 @@ class ValueHead(nn.Module):
 
 
 class SpatialPolicy(MaskableMultiInputActorCriticPolicy):
-    """Actor and critic on shared spatial features; about 170 thousand parameters.
+    """Actor and critic on shared spatial features; about 176 thousand parameters with MobileSAM's embeddings.
 
     Args:
         observation_space: Of SamPrompt in grid mode.
@@ -104,13 +110,17 @@ class SpatialPolicy(MaskableMultiInputActorCriticPolicy):
         self.mlp_extractor = _Identity(self.features_dim)
         width = self.features_extractor.width
         self.action_net, self.value_net = ActionHead(width), ValueHead(width)
-        for head, scale in ((self.action_net.click, 0.1), (self.action_net.stop[-1], 0.1), (self.value_net.net[-1], 0.1)):
+        for head, scale in (
+            (self.action_net.click, 0.1),
+            (self.action_net.stop[-1], 0.1),
+            (self.value_net.net[-1], 0.1),
+        ):
             nn.init.orthogonal_(head.weight, scale)  # begin near uniform choice and zero value
             nn.init.zeros_(head.bias)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def logits_and_values(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Unmasked action logits (N, A) and values (N,); for supervised losses."""
+        """Unmasked action logits (N, A) and values (N,) of observations as the environment gives them (`maps` uint8)."""
         features = self.extract_features(observations)
         return self.action_net(features), self.value_net(features)[:, 0]
 
@@ -121,9 +131,26 @@ class ModelPrompter:
     def __init__(self, model: MaskablePPO | SpatialPolicy) -> None:
         self.model = model
 
+    @property
+    def identity(self) -> str:
+        """First 12 hex digits of a sha256 over the policy's weights; goes into the records of `evaluate`."""
+        digest = hashlib.sha256()
+        policy = self.model if isinstance(self.model, SpatialPolicy) else self.model.policy
+        for name, weights in policy.state_dict().items():
+            digest.update(name.encode())
+            digest.update(weights.cpu().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
     def __call__(self, observations: dict[str, NDArray], env: SamPromptVectorEnv) -> NDArray[np.int64]:
         """See `Prompter`."""
         return self.model.predict(observations, deterministic=True, action_masks=env.action_masks())[0]
+
+
+class _ChannelNorm(nn.Module):
+    """Each cell's channels to mean 0 and variance 1: SAM's embeddings are small numbers (standard deviation .09)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2]).permute(0, 3, 1, 2)
 
 
 class _Identity(nn.Module):

@@ -104,7 +104,7 @@ class SamVecEnv(VecEnv):
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """Call a method that gives one value per sub-environment (`action_masks`, `render`)."""
         values = getattr(self.env, method_name)(*args, **kwargs)
-        return [values[i] for i in self._get_indices(indices)]
+        return [None if values is None else values[i] for i in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Nothing is wrapped."""

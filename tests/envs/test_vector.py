@@ -28,9 +28,7 @@ seeds = st.none() | st.integers(0, 2**31) | st.lists(st.integers(0, 2**31), min_
 
 
 def sync(tiny: dict[str, Any], mode: str, max_episode_steps: int | None, **changes: Any) -> SyncVectorEnv:
-    single = partial(
-        gymnasium.make, "SamPrompt-ISBI-v0", max_episode_steps=max_episode_steps, **{**tiny, **changes}
-    )
+    single = partial(gymnasium.make, "SamPrompt-ISBI-v0", max_episode_steps=max_episode_steps, **{**tiny, **changes})
     return SyncVectorEnv([single] * N, autoreset_mode=AutoresetMode(mode))
 
 
@@ -50,7 +48,7 @@ def roll(env: VectorEnv, seed: Any, actions: list, reset_seed: int) -> list:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     actions=st.lists(st.lists(action, min_size=N, max_size=N), min_size=1, max_size=8),
     seed=seeds.filter(lambda seed: seed is not None),
@@ -201,9 +199,7 @@ def test_bad_options_are_named(make_vec: Callable[..., VectorEnv], options: dict
         env.reset(options=options)
 
 
-def test_a_refused_step_changes_nothing(
-    make_vec: Callable[..., VectorEnv], same: Callable[[Any, Any], None]
-) -> None:
+def test_a_refused_step_changes_nothing(make_vec: Callable[..., VectorEnv], same: Callable[[Any, Any], None]) -> None:
     env, twin = make_vec(N), make_vec(N)
     for each in (env, twin):
         each.reset(seed=0)
@@ -238,7 +234,12 @@ def test_order_of_calls_is_enforced(make_vec: Callable[..., VectorEnv]) -> None:
 
 @pytest.mark.parametrize(
     ("actions", "message"),
-    [([1, 2], "2 actions for 3"), ([1, 2, STOP + 1], "action 513"), ([0, -1, 2], "action -1"), ([0.0, 1.0, 2.0], "0.0")],
+    [
+        ([1, 2], "2 actions for 3"),
+        ([1, 2, STOP + 1], "action 513"),
+        ([0, -1, 2], "action -1"),
+        ([0.0, 1.0, 2.0], "0.0"),
+    ],
 )
 def test_bad_actions_are_named(make_vec: Callable[..., VectorEnv], actions: list, message: str) -> None:
     env = make_vec(N)

@@ -308,6 +308,23 @@ def test_pickling_keeps_settings() -> None:
     assert get_backend("tiny_random", "cpu").micro_batch == 1
 
 
+def test_fast_precision_is_nearly_exact(backends: dict[int, SamBackend], images: list[ImageEmbedding]) -> None:
+    """bfloat16 has 8 bits: logits move by about 1 % of their size, and results stay float32."""
+    fast = fresh(precision="fast")
+    exact, rough = (decode(backend, images, EVERY_KIND) for backend in (backends[1], fast))
+    assert rough.logits.dtype == rough.predicted_iou.dtype == torch.float32
+    difference = (rough.logits - exact.logits).abs()
+    assert 0 < difference.mean() < 0.03 * exact.logits.std()
+    torch.testing.assert_close(rough.predicted_iou, exact.predicted_iou, rtol=0, atol=0.01)
+    assert all(parameter.dtype == torch.float32 for parameter in fast.sam.parameters())
+    assert pickle.loads(pickle.dumps(fast)).precision == "fast"
+
+
+def test_unknown_precision() -> None:
+    with pytest.raises(ValueError, match="'half' is unknown; choose 'exact', 'fast' or 'auto'"):
+        get_backend("tiny_random", "cpu", "half")
+
+
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="'cuda:1' was asked for, but torch sees no CUDA device"):

@@ -129,7 +129,7 @@ def test_decoder(case: Case, multimask: bool, monkeypatch: pytest.MonkeyPatch) -
         for name, prompt in named.items()
     }
     embedding = backend.encode([case.image])[0]
-    for micro_batch in (1, 8):
+    for micro_batch in (8,) if multimask else (1, 8):
         monkeypatch.setattr(backend, "micro_batch", micro_batch)
         got = batched(backend, case.image, list(named.values()), multimask)
         flipped = pixels = 0
@@ -162,3 +162,21 @@ def test_threads_do_not_matter(case: Case) -> None:
     for one, two, company in zip(alone, alone_by_two, together, strict=True):
         assert torch.equal(one, company)
         assert torch.equal(one, two)
+
+
+@pytest.mark.weights
+def test_fast_masks_are_nearly_the_exact_ones(real_folder: object) -> None:
+    """bfloat16 against float32 on the real model, by the boxes of real cells: IoU of the masks at full size."""
+    data = load_data("isbi2012", "val", "real")
+    exact, _ = models("mobile_sam")
+    fast = SamBackend("mobile_sam", "cpu", "fast")
+    embedding = exact.encode([data.image(0)])[0]
+    rows = np.flatnonzero(data.objects.image_index == 0)[::12]
+    batch = PromptBatch.from_lists(boxes=list(data.objects.box[rows]))
+    overlaps = []
+    masks = [b.upscale(b.decode([embedding] * len(rows), batch).logits[:, 0], embedding) > 0 for b in (exact, fast)]
+    for a, b in zip(*masks, strict=True):
+        overlaps.append(float((a & b).sum() / (a | b).sum()))
+    assert len(overlaps) >= 5
+    assert np.mean(overlaps) > 0.98
+    assert min(overlaps) > 0.9

@@ -1,0 +1,37 @@
+# Two commands on a fresh machine: `make train` and `make test`. Both set up a virtual environment in .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+
+.PHONY: help setup train test lint types doctest clean
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing sam_gym, torch, Stable-Baselines3 and the developers' tools into $(VENV) (5 GB, some minutes)"
+	$(RUN) -m pip install -e ".[dev]"
+	@touch $@
+
+setup: $(VENV)/installed  ## the virtual environment .venv
+
+train: setup  ## train the default agent on SamPrompt-ISBI-v0 and print how it does on held-out sections
+	$(RUN) agents/train_ppo.py $(ARGS)
+
+# One compute thread per test process: two processes with two threads each on two cores wait for each other.
+test: setup  ## all tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: setup  ## ruff
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: setup  ## mypy on the package
+	$(RUN) -m mypy
+
+doctest: setup  ## the examples in docstrings
+	$(RUN) -m pytest --doctest-modules sam_gym -q
+
+clean:  ## remove the virtual environment and caches, keep runs/
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

@@ -1,0 +1,97 @@
+"""Cloning alone, PPO alone, and both: several seeds each, on the held-out sections; the source of the README's table.
+
+    python benchmarks/recipes.py                 train what is missing (resumes), then write results and print the table
+    python benchmarks/recipes.py --seeds 0       one seed only
+
+Each training is `agents/train_ppo.py` in a folder of its own under runs/recipes/. The result file holds every object's
+IoU curve, so that the table can be computed again from it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from sam_gym import report
+from sam_gym.evaluation import Record
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "recipes.json"
+RECIPES = {"both": [], "ppo_alone": ["--clone-steps", "0", "--ppo-steps", "8000"]}
+"""Run name -> arguments of train_ppo.py. PPO alone gets as many environment steps as cloning and PPO have together."""
+BASELINES = ("box_only", "random", "centre", "oracle_clicks")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train and compare the recipes."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds to train."""
+    folder: Path = ROOT / "runs" / "recipes"
+    """Where the runs are; what is finished there is not run again."""
+
+
+def train(folder: Path, recipe: str, seed: int) -> Path:
+    """Run one training to its end, taking it up where it was; its folder."""
+    run = folder / f"{recipe}-seed{seed}"
+    if (run / "record.json").is_file():
+        return run
+    begun = (run / "state.json").is_file()
+    arguments = ["--resume", str(run)] if begun else [
+        "--data", "real", "--seed", str(seed), "--run-dir", str(run), *RECIPES[recipe]
+    ]  # fmt: skip
+    for done in folder.glob("*/record.json"):  # baselines do not depend on the run: evaluate them once
+        for name in BASELINES:
+            target = run / "evaluations" / f"{name}.json"
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(done.parent / "evaluations" / f"{name}.json", target)
+    subprocess.run([sys.executable, str(ROOT / "agents" / "train_ppo.py"), *arguments], check=True)
+    return run
+
+
+def load(run: Path, entry: str) -> Record:
+    """One stored evaluation."""
+    return Record.from_json(json.loads((run / "evaluations" / f"{entry}.json").read_text()))
+
+
+def main() -> None:
+    """Train what is missing, store, print."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    records: list[Record] = []
+    runs: list[dict[str, Any]] = []
+    for seed in arguments.seeds:
+        both, alone = (train(arguments.folder, recipe, seed) for recipe in RECIPES)
+        if not records:
+            records += [load(both, name) for name in BASELINES]
+        for title, run, entry in (
+            ("clone alone", both, "clone_alone"), ("PPO alone", alone, "agent"), ("clone, then PPO", both, "agent")
+        ):  # fmt: skip
+            record = load(run, entry)
+            record.name = f"{title}, seed {seed}"
+            records.append(record)
+            stored = json.loads((run / "record.json").read_text())
+            runs.append({"entry": record.name, **{k: stored[k] for k in ("config", "points", "best", "seconds")}})
+    report.print_table(records, f"held-out ISBI sections, {len(records[0].iou)} objects")
+    print(report.markdown_table(records))
+    by_recipe: dict[str, list[float]] = {}
+    for record in records[len(BASELINES) :]:
+        by_recipe.setdefault(record.name.split(", seed")[0], []).append(record.gain.mean)
+    for name, gains in by_recipe.items():
+        print(f"{name:>16}: gain {np.mean(gains):+.4f} mean of {len(gains)} seeds, lowest {min(gains):+.4f}")
+    content = {**report.provenance(), "runs": runs, "records": [record.to_json() for record in records]}
+    report.write_json(RESULT, content)
+    print(f"stored in {RESULT.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

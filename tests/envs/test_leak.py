@@ -1,0 +1,148 @@
+"""The agent never sees the ground truth: change it, and only rewards and infos change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from sam_gym.data import SegmentationData, load_data
+from sam_gym.envs import SamPromptEnv, engine
+from sam_gym.sam import PromptBatch
+
+Labels = NDArray[np.int32]
+
+
+def eroded(labels: Labels) -> Labels:
+    """Every object loses its rim, so that no tight box stays the same."""
+    return labels * ndimage.binary_erosion(labels > 0, iterations=3)
+
+
+def shifted(labels: Labels) -> Labels:
+    return np.roll(labels, (37, -53), axis=(0, 1))
+
+
+def permuted(labels: Labels) -> Labels:
+    """Every object is another one, mostly far away."""
+    ids = np.unique(labels)[1:]
+    table = np.zeros(labels.max() + 1, labels.dtype)
+    table[ids] = np.roll(ids, 7)
+    return table[labels]
+
+
+def spy_on(env: SamPromptEnv, monkeypatch: pytest.MonkeyPatch) -> list[PromptBatch]:
+    """What is sent to the backend from now on."""
+    sent: list[PromptBatch] = []
+    backend = env.engine.backend
+    decode = type(backend).decode
+
+    def recording(embeddings: Any, prompts: PromptBatch, **kwargs: Any) -> Any:
+        sent.append(prompts)
+        return decode(backend, embeddings, prompts, **kwargs)
+
+    monkeypatch.setattr(backend, "decode", recording)
+    return sent
+
+
+@pytest.fixture
+def environment(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., SamPromptEnv]:
+    """An environment over given data."""
+
+    def make(data: SegmentationData, **settings: Any) -> SamPromptEnv:
+        monkeypatch.setattr(engine, "load_data", lambda *_: data)
+        return gymnasium.make("SamPrompt-ISBI-v0", **{**tiny, **settings}).unwrapped
+
+    return make
+
+
+def as_bytes(prompts: PromptBatch) -> list:
+    arrays = (prompts.points, prompts.labels, prompts.boxes, prompts.mask_logits.numpy(), prompts.has_mask)
+    return [array.tobytes() for array in arrays]
+
+
+def assert_equal_worlds_and_other_rewards(
+    a: SamPromptEnv, b: SamPromptEnv, reset: dict[str, Any], monkeypatch: pytest.MonkeyPatch, same: Callable
+) -> None:
+    """Play equal actions in both, and compare all that an agent or SAM is told."""
+    sent = [spy_on(a, monkeypatch)]
+    assert a.engine.backend is b.engine.backend
+    said = []
+    for env in (a, b):
+        begin = len(sent[0])
+        env.action_space.seed(4)
+        replies = [env.reset(**reset)]
+        masks = []
+        while True:
+            if env.settings.action_mode == "grid":
+                masks.append(env.action_masks())
+                action = env.action_space.sample(mask=masks[-1].astype(np.int8))
+            else:
+                action = env.action_space.sample()
+                action[-1] = -1  # do not stop
+            replies.append(env.step(action))
+            if replies[-1][2]:
+                break
+        prompts = [as_bytes(batch) for batch in sent[0][begin:]]
+        said.append(
+            {
+                "observations": [reply[0] for reply in replies],
+                "ends": [reply[2:4] for reply in replies[1:]],
+                "masks": masks,
+                "prompts": prompts,
+                "rewards": [reply[1] for reply in replies[1:]],
+                "quality": [reply[-1]["iou"] for reply in replies],
+                "seen": [{k: v for k, v in reply[-1].items() if k not in ("iou", "dice")} for reply in replies],
+            }
+        )
+    for key in ("observations", "ends", "masks", "prompts", "seen"):
+        same(said[0][key], said[1][key])
+    assert len(said[0]["prompts"]) == len(said[0]["rewards"]) + 1
+    assert said[0]["rewards"] != said[1]["rewards"]
+    assert said[0]["quality"] != said[1]["quality"]
+
+
+@pytest.mark.parametrize("action_mode", ["grid", "point", "box"])
+@pytest.mark.parametrize("change", [eroded, shifted, permuted])
+def test_another_truth_is_another_reward_and_nothing_else(
+    environment: Callable[..., SamPromptEnv],
+    same: Callable[[Any, Any], None],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Labels], Labels],
+    action_mode: str,
+) -> None:
+    """Real sections with real and wrong labels; the cue is posed, since it is all that may depend on the truth."""
+    real = load_data("isbi2012", "val", "real")
+    images = [real.image(name) for name in real.image_ids]
+    labels = [real.labels(name) for name in real.image_ids]
+    wrong = SegmentationData(
+        real.name, real.split, real.source, real.image_ids, images, [change(each) for each in labels], min_area=1
+    )
+    settings = {"action_mode": action_mode, "reward": {"iou": 1.0, "dice": 0.5}}
+    a, b = environment(real, **settings), environment(wrong, **settings)
+    table = real.objects
+    row = int(np.argsort(table.area)[len(table) // 2])
+    pose = {"image": int(table.image_index[row]), "object": int(table.object_id[row]), "cue": table.box[row]}
+    assert (real.mask(pose["image"], pose["object"]) != wrong.mask(pose["image"], pose["object"])).any()
+    assert_equal_worlds_and_other_rewards(a, b, {"seed": 8, "options": pose}, monkeypatch, same)
+
+
+def test_equal_boxes_are_equal_episodes(
+    environment: Callable[..., SamPromptEnv], same: Callable[[Any, Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing posed: two objects of equal tight boxes, one full and one thin, begin and go on alike."""
+    image = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    full, thin = np.zeros((80, 120), np.int32), np.zeros((80, 120), np.int32)
+    full[20:60, 30:90] = 1
+    thin[20:60, 30] = thin[59, 30:90] = 1
+    a, b = (
+        environment(
+            SegmentationData("isbi2012", "val", "isbi2012", ["one"], [image], [labels], min_area=1), reward="iou"
+        )
+        for labels in (full, thin)
+    )
+    assert_equal_worlds_and_other_rewards(a, b, {"seed": 3}, monkeypatch, same)

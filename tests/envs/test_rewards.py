@@ -1,0 +1,69 @@
+"""Overlaps and rewards by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sam_gym.envs.rewards import Outcome, Quality, overlap, parse_reward, weighted
+
+
+def mask(*rows: str) -> torch.Tensor:
+    return torch.tensor([[character == "#" for character in row] for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "iou", "dice"),
+    [
+        (mask("##..", "##.."), mask("##..", "##.."), 1, 1),
+        (mask("##..", "##.."), mask("..##", "..##"), 0, 0),
+        (mask("##..", "##.."), mask(".##.", ".##."), 2 / 6, 4 / 8),
+        (mask("####", "...."), mask("#...", "...."), 1 / 4, 2 / 5),
+        (mask("....", "...."), mask("#...", "...."), 0, 0),
+        (mask("....", "...."), mask("....", "...."), 1, 1),
+    ],
+)
+def test_overlap(a: torch.Tensor, b: torch.Tensor, iou: float, dice: float) -> None:
+    for first, second in ((a, b), (b, a)):
+        got = overlap(first, second)
+        assert [float(value) for value in got] == pytest.approx([iou, dice])
+
+
+OUTCOME = Outcome(
+    before=Quality(np.array([0.5, 0.2]), np.array([0.6, 0.3])),
+    after=Quality(np.array([0.75, 0.1]), np.array([0.8, 0.3])),
+    hit=np.array([1.0, -1.0]),
+)
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        ("iou", [0.25, -0.1]),
+        ("dice", [0.2, 0.0]),
+        ("hit", [1.0, -1.0]),
+        ({"iou": 2.0, "hit": 0.1}, [0.6, -0.3]),
+        ({"iou": 1, "dice": 0.5, "hit": -1}, [-0.65, 0.9]),
+        ({"iou": 0.0}, [0.0, 0.0]),
+    ],
+)
+def test_weighted_sums(reward: Any, expected: list[float]) -> None:
+    got = weighted(parse_reward(reward), OUTCOME)
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("iuo", "'iuo' is unknown, there are iou, dice, hit; did you mean 'iou'"),
+        ({"iou": 1, "clip": 1}, "'clip' is unknown"),
+        ({}, "reward is empty"),
+    ],
+)
+def test_unknown_rewards(reward: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_reward(reward)

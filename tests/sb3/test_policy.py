@@ -1,0 +1,196 @@
+"""SpatialPolicy: samples do not mix, logits lie as actions do, masks hold, and what is saved comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from sb3_contrib import MaskablePPO
+from torch import Tensor
+
+from sam_gym.envs.episode import GridActions
+from sam_gym.envs.observations import observation_space
+from sam_gym.sb3 import ModelPrompter, SamVecEnv, SpatialPolicy
+from sam_gym.sb3.policy import ActionHead
+
+G = 16
+CELLS = G * G
+STOP = 2 * CELLS
+
+
+class Watched(MaskablePPO):
+    """Records the ratios that the first minibatches of each update see, and updates nothing."""
+
+    def train(self) -> None:
+        self.policy.set_training_mode(True)
+        self.ratios, self.value_errors = [], []
+        for batch in self.rollout_buffer.get(self.batch_size):
+            values, log_prob, _ = self.policy.evaluate_actions(
+                batch.observations, batch.actions.long().flatten(), action_masks=batch.action_masks
+            )
+            self.ratios.append((log_prob - batch.old_log_prob).exp().detach())
+            self.value_errors.append((values.flatten() - batch.old_values).abs().detach())
+
+
+def build(small: dict[str, Any], algorithm: type[MaskablePPO] = MaskablePPO, n: int = 4) -> MaskablePPO:
+    env = gymnasium.make_vec(num_envs=n, autoreset_mode="SameStep", **small)
+    return algorithm(SpatialPolicy, SamVecEnv(env), n_steps=4, batch_size=8, n_epochs=1, seed=0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def model(small: dict[str, Any]) -> MaskablePPO:
+    """A model whose heads are far from zero, so that differences can be seen."""
+    model = build(small)
+    with torch.no_grad():
+        for head in (model.policy.action_net.click, model.policy.action_net.stop[-1], model.policy.value_net.net[-1]):
+            head.weight.mul_(50)
+    return model
+
+
+def random_observations(n: int, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "maps": torch.randint(0, 256, (n, 7, 64, 64), generator=generator, dtype=torch.uint8),
+        "embedding": torch.randn(n, 32, G, G, generator=generator),
+        "state": torch.rand(n, 5, generator=generator),
+    }
+
+
+def clicks(model: MaskablePPO, observations: dict[str, Tensor]) -> Tensor:
+    """(N, 2, G, G) logits of clicks."""
+    with torch.no_grad():
+        return model.policy.logits_and_values(observations)[0][:, :-1].unflatten(1, (2, G, G))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_samples_do_not_mix(model: MaskablePPO, training: bool) -> None:
+    eight, more = random_observations(8), random_observations(24, seed=1)
+    many = {name: torch.cat([eight[name], 100 * more[name] if name == "embedding" else more[name]]) for name in eight}
+    actions = torch.arange(8) * 60
+    model.policy.set_training_mode(training)
+    with torch.no_grad():
+        alone = [*model.policy.logits_and_values(eight), *model.policy.evaluate_actions(eight, actions)]
+        among = [*model.policy.logits_and_values(many), *model.policy.evaluate_actions(many, actions.repeat(4))]
+    assert alone[0].std() > 0.03
+    for small_batch, large_batch in zip(alone, among, strict=True):
+        torch.testing.assert_close(large_batch[:8], small_batch, rtol=1e-5, atol=1e-5)
+
+
+def test_ratios_are_one_before_any_update(small: dict[str, Any]) -> None:
+    model = build(small, Watched)
+    with torch.no_grad():
+        model.policy.action_net.click.weight.mul_(50)
+    model.learn(16)
+    ratios = torch.cat(model.ratios)
+    assert len(ratios) == 16
+    torch.testing.assert_close(ratios, torch.ones(16), rtol=0, atol=1e-5)
+    assert torch.cat(model.value_errors).max() < 1e-5
+
+
+@pytest.mark.parametrize("cell", [0, 3 * G + 12, 12 * G + 3, CELLS - 1])
+def test_logits_lie_as_actions_do(cell: int) -> None:
+    """A feature at a cell moves the two clicks there, and nothing else but stop."""
+    head = ActionHead(8)
+    column, row = (GridActions(G).centres[cell] * G).astype(int)
+    features = torch.zeros(1, 8, G, G)
+    with torch.no_grad():
+        before = head(features)
+        features[0, :, row, column] = 1
+        moved = (head(features) != before)[0]
+    assert before.shape == (1, STOP + 1)
+    assert set(moved.nonzero().flatten().tolist()) == {cell, cell + CELLS, STOP}
+
+
+@pytest.mark.parametrize("name", ["maps", "embedding"])
+def test_what_is_seen_in_a_cell_acts_around_it(model: MaskablePPO, name: str) -> None:
+    """Also where rows and columns differ, so that a transposed layout would show."""
+    row, column = 3, 12
+    observations = random_observations(1)
+    before = clicks(model, observations)
+    scale = observations[name].shape[-1] // G
+    block = observations[name][..., row * scale : (row + 1) * scale, column * scale : (column + 1) * scale]
+    block.copy_(255 - block if name == "maps" else block + 3)
+    change = (clicks(model, observations) - before).abs()[0].amax(dim=0)
+    # radius: 4 of the trunk's three convolutions, 1 of the two that reduce the maps
+    reach = 4 if name == "embedding" else 5
+    moved = torch.nonzero(change > 1e-6)
+    assert change[row, column] > 1e-4
+    assert (moved - torch.tensor([row, column])).abs().max() <= reach
+
+
+@pytest.mark.parametrize(("down", "right"), [(1, 0), (0, 1), (2, -1)])
+def test_translation_equivariance(model: MaskablePPO, down: int, right: int) -> None:
+    observations = random_observations(2)
+    moved = {
+        "maps": observations["maps"].roll((4 * down, 4 * right), (-2, -1)),
+        "embedding": observations["embedding"].roll((down, right), (-2, -1)),
+        "state": observations["state"],
+    }
+    expected = clicks(model, observations).roll((down, right), (-2, -1))
+    inner = (..., slice(7, 10), slice(7, 10))  # whose surroundings hold neither padding nor what was rolled over
+    torch.testing.assert_close(clicks(model, moved)[inner], expected[inner], rtol=1e-4, atol=1e-4)
+    assert (clicks(model, observations)[inner] - expected[inner]).abs().max() > 0.01
+
+
+def test_masks_are_respected(model: MaskablePPO) -> None:
+    observations = {name: tensor.numpy() for name, tensor in random_observations(16).items()}
+    rng = np.random.default_rng(0)
+    masks = rng.random((16, STOP + 1)) < 0.02
+    masks[np.arange(16), rng.integers(STOP + 1, size=16)] = True
+    masks[0] = False
+    masks[0, 37] = True
+    for deterministic in (True, False):
+        actions, _ = model.predict(observations, deterministic=deterministic, action_masks=masks)
+        assert masks[np.arange(16), actions].all()
+        assert actions[0] == 37
+
+
+def test_predicts_the_most_likely_allowed_action(model: MaskablePPO) -> None:
+    tensors = random_observations(6)
+    masks = np.random.default_rng(1).random((6, STOP + 1)) < 0.5
+    with torch.no_grad():
+        logits = model.policy.logits_and_values(tensors)[0].numpy()
+    expected = np.where(masks, logits, -np.inf).argmax(axis=1)
+    observations = {name: tensor.numpy() for name, tensor in tensors.items()}
+    np.testing.assert_array_equal(model.predict(observations, deterministic=True, action_masks=masks)[0], expected)
+
+
+def test_saved_and_loaded_it_is_the_same(model: MaskablePPO, tmp_path: Path) -> None:
+    model.save(tmp_path / "model.zip")
+    loaded = MaskablePPO.load(tmp_path / "model.zip", device="cpu")
+    observations = random_observations(4)
+    with torch.no_grad():
+        pairs = zip(
+            loaded.policy.logits_and_values(observations), model.policy.logits_and_values(observations), strict=True
+        )
+        for ours, theirs in pairs:
+            assert ours.equal(theirs)
+    prompter, twin = ModelPrompter(model), ModelPrompter(loaded)
+    assert prompter.identity == twin.identity
+    assert ModelPrompter(model.policy).identity == prompter.identity
+    with torch.no_grad():
+        loaded.policy.action_net.click.bias.add_(1)
+    assert prompter.identity != twin.identity
+
+
+def test_size() -> None:
+    policy = SpatialPolicy(observation_space(256, G), spaces.Discrete(STOP + 1), lambda _: 1e-3)
+    assert sum(weights.numel() for weights in policy.parameters()) == 175_844
+
+
+def test_begins_near_uniform_choice(small: dict[str, Any]) -> None:
+    with torch.no_grad():
+        logits, values = build(small).policy.logits_and_values(random_observations(4))
+    assert logits.softmax(dim=1).max() < 10 / (STOP + 1)
+    assert values.abs().max() < 0.5
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (4,)), spaces.Discrete(STOP), spaces.Discrete(2 * 8 * 8 + 1)])
+def test_refuses_other_actions(space: spaces.Space) -> None:
+    with pytest.raises(ValueError, match=r"Discrete\(513\) is needed, got"):
+        SpatialPolicy(observation_space(32, G), space, lambda _: 1e-3)

@@ -1,0 +1,346 @@
+"""The scripts in agents/: a whole run, Ctrl-C and --resume, evaluation of what was saved, and errors that name things."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from sb3_contrib import MaskablePPO
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sam_gym.envs import engine as engine_module
+from sam_gym.evaluation import Record
+
+AGENTS = Path(__file__).resolve().parents[1] / "agents"
+ENV_ID = "SamPrompt-Synthetic-v0"
+SECTION = {
+    "n_envs": 2, "n_timesteps": 32, "policy": "SpatialPolicy", "n_steps": 8, "batch_size": 16, "n_epochs": 1,
+    "learning_rate": "lin_1.0e-4", "gamma": 0.99, "reward_scale": 10.0,
+    "clone": {"total_timesteps": 24, "round_steps": 4, "gradient_steps": 2, "batch_size": 8},
+}  # fmt: skip
+TINY = ["--env", ENV_ID, "--checkpoint", "tiny_random", "--device", "cpu"]
+FEW = ["--eval-objects", "2", "--test-objects", "4"]
+
+# As if started from a terminal, where Ctrl-C works; a test run in the background may have it switched off
+WITH_CTRL_C = (
+    "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); del sys.argv[0]; "
+    "sys.path[0] = sys.argv[0].rsplit('/', 1)[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("config") / "tiny.yml"
+    file.write_text(yaml.safe_dump({ENV_ID: SECTION}))
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A whole run as a user starts it, output to a pipe."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    command = [sys.executable, AGENTS / "train_ppo.py", *TINY, *FEW, "--config", config, "--run-dir", folder]
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "error"}
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+Script = Callable[..., str | None]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    """Run a script of agents/ in this process; what it says when it exits early, else None."""
+    monkeypatch.syspath_prepend(str(AGENTS))
+
+    def run(name: str, *arguments: Any) -> str | None:
+        monkeypatch.setattr(sys, "argv", [name, *(str(a) for a in arguments)])
+        try:
+            runpy.run_path(str(AGENTS / name), run_name="__main__")
+        except SystemExit as exit_:
+            return str(exit_.code)
+        return None
+
+    yield run
+    sys.modules.pop("training", None)
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "state.json").read_text())
+
+
+# ---------------------------------------------------------------------------------------------------- a whole run
+
+
+def test_writes_everything(finished: tuple[Path, subprocess.CompletedProcess]) -> None:
+    folder, _ = finished
+    for name in ("model.zip", "clone.zip"):
+        assert sum(weights.numel() for weights in MaskablePPO.load(folder / name).policy.parameters()) > 100_000
+    with Image.open(folder / "episodes.png") as strip:
+        assert strip.size == ((6 * (448 + 8) + 8) // 2, (4 * (512 + 8) + 8) // 2)
+        assert len(strip.convert("RGB").getcolors(1 << 24)) > 1000
+    with Image.open(folder / "learning_curve.png") as curve:
+        assert curve.size == (1430, 546)
+    assert not (folder / "clone_rounds").exists()
+    assert not [path for path in folder.rglob(".*")]  # no half-written file
+
+
+def test_record(finished: tuple[Path, subprocess.CompletedProcess]) -> None:
+    record = json.loads((finished[0] / "record.json").read_text())
+    assert record["versions"]["sam_gym"]
+    assert record["versions"]["torch"]
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", record["git_commit"])
+    assert record["hardware"]["cpus"] == os.cpu_count()
+    assert record["command"][0].endswith("train_ppo.py")
+    assert record["config"] == SECTION
+    assert [entry["name"] for entry in record["held_out"]] == [
+        "box only", "random", "centre", "oracle clicks", "clone alone", "agent"
+    ]  # fmt: skip
+    for entry in record["held_out"]:
+        assert (entry["split"], entry["source"], entry["objects"]) == ("test", "synthetic-em", 4)
+        assert entry["data_hash"] == record["held_out"][0]["data_hash"]
+        assert len(entry["episode_list"]["sha256"]) == 64
+        assert entry["checkpoint"].startswith("tiny_random-")
+        assert len(entry["iou_after_prompts"]) == 6
+    assert all(seconds > 0 for seconds in record["seconds"].values())
+    # rounds of 8 steps: before, and three evaluations; then rollouts of 16
+    points = [(point["stage"], point["stage_timesteps"], point["timesteps"]) for point in record["points"]]
+    assert points == [("clone", n, n) for n in (0, 8, 16, 24)] + [("ppo", n, 24 + n) for n in (16, 32)]
+    assert record["best"]["gain"] == max(point["gain"] for point in record["points"])
+    assert state_of(finished[0])["stage"] == "done"
+
+
+def test_table_and_what_is_printed(finished: tuple[Path, subprocess.CompletedProcess]) -> None:
+    folder, done = finished
+    lines = (folder / "table.md").read_text().splitlines()
+    assert lines[0] == "| prompter | 0 | 1 | 2 | 3 | 4 | 5 | gain | 95 % interval | prompts |"
+    assert [line.split(" | ")[0].lstrip("| ") for line in lines[2:]] == [
+        "box only", "random", "centre", "oracle clicks", "clone alone", "agent"
+    ]  # fmt: skip
+    agent = json.loads((folder / "record.json").read_text())["held_out"][-1]
+    assert [float(cell) for cell in lines[-1].split(" | ")[1:7]] == pytest.approx(agent["iou_after_prompts"], abs=6e-4)
+    assert "held-out objects: 4" in done.stdout
+    assert all(cell in done.stdout for cell in lines[-1].strip("| ").split(" | "))
+    assert re.search(
+        r"clone +0 steps: validation IoU 0\.\d+ -> 0\.\d+ \(gain [+-]0\.\d+, [\d.]+ prompts\)", done.stdout
+    )
+    assert done.stdout.rstrip().endswith(f"everything is in {folder}")
+    # a log is not flooded: each of ten bars begins, ends, and comes back after a line of text
+    assert len(done.stderr.replace("\r", "\n").split("\n")) < 80
+
+
+def test_tensorboard(finished: tuple[Path, subprocess.CompletedProcess]) -> None:
+    events = EventAccumulator(str(finished[0] / "tensorboard")).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"validation/iou_gain", "clone/kl_to_oracle", "train/approx_kl", "rollout/ep_rew_mean"} <= scalars
+    assert [event.step for event in events.Scalars("clone/kl_to_oracle")] == [8, 16, 24]
+
+
+def test_a_finished_run_is_not_written_over(
+    finished: tuple[Path, subprocess.CompletedProcess], config: Path, script: Script
+) -> None:
+    before = (finished[0] / "model.zip").read_bytes()
+    said = script("train_ppo.py", *TINY, "--config", config, "--run-dir", finished[0])
+    assert said is not None
+    assert "holds a run already" in said
+    assert f"--resume {finished[0]}" in said
+    assert (finished[0] / "model.zip").read_bytes() == before
+
+
+def test_evaluate_repeats_the_table(
+    finished: tuple[Path, subprocess.CompletedProcess], script: Script, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = finished[0]
+    arguments = [folder / "model.zip", *TINY, "--objects", "4", "--out", tmp_path / "out"]
+    assert script("evaluate.py", *arguments) is None
+    theirs, ours = (json.loads((f / "record.json").read_text())["held_out"] for f in (folder, tmp_path / "out"))
+    for entry in (*theirs, *ours):
+        del entry["seconds"]
+    assert ours == [entry for entry in theirs if entry["name"] != "clone alone"]
+    lines = [(f / "table.md").read_text().splitlines()[-1] for f in (folder, tmp_path / "out")]
+    assert lines[0] == lines[1]
+    assert Image.open(tmp_path / "out" / "episodes.png").size == Image.open(folder / "episodes.png").size
+    assert Image.open(tmp_path / "out" / "learning_curve.png").size == (715, 546)  # there is no training to show
+
+    stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "evaluations").iterdir()}
+    assert len(stored) == 5
+    capsys.readouterr()
+    assert script("evaluate.py", *arguments) is None
+    assert {path: path.stat().st_mtime_ns for path in stored} == stored
+    assert capsys.readouterr().err.count(": taken from ") == 5
+
+    # other objects or another model: what is stored does not count
+    arguments[arguments.index("4")] = "2"
+    assert script("evaluate.py", *arguments) is None
+    assert {len(Record.from_json(json.loads(path.read_text())).cases) for path in stored} == {2}
+    clone = [folder / "clone.zip", *arguments[1:]]
+    capsys.readouterr()
+    assert script("evaluate.py", *clone) is None
+    best = json.loads((folder / "record.json").read_text())["best"]
+    same_weights = (best["stage"], best["timesteps"]) == ("clone", 24)
+    assert capsys.readouterr().err.count("evaluating anew") == (0 if same_weights else 1)
+
+
+# ----------------------------------------------------------------------------------------------- Ctrl-C, --resume
+
+
+def interrupt(line: str, *arguments: Any) -> tuple[int, str]:
+    """Start training, press Ctrl-C once `line` was printed; exit code and everything said."""
+    command = [sys.executable, "-u", "-c", WITH_CTRL_C, str(AGENTS / "train_ppo.py"), *(str(a) for a in arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = ""
+    for text in process.stdout:
+        said += text
+        if line in text:
+            process.send_signal(signal.SIGINT)
+            break
+    rest, errors = process.communicate(timeout=60)
+    assert line in said, said + rest + errors
+    return process.returncode, said + rest + errors
+
+
+def test_ctrl_c_and_resume(config: Path, script: Script, tmp_path: Path) -> None:
+    """Once in the middle of cloning, once in the middle of PPO, and then to the end."""
+    folder = tmp_path / "run"
+    more = ["--config", config, "--run-dir", folder, "--ppo-steps", "48", "--clone-steps", "32"]
+    code, said = interrupt(" 8 steps", *TINY, *FEW, *more, "--evaluations", "4")
+    assert code == 1, said
+    assert "Traceback" not in said
+    assert f"python agents/train_ppo.py --resume {folder}" in said
+    assert re.search(r"model.zip is the clone model after \d+ steps", said)
+    MaskablePPO.load(folder / "model.zip")
+    state = state_of(folder)
+    assert state["stage"] == "clone"
+    rounds = len(list((folder / "clone_rounds").glob("round_*.npz")))
+    assert 1 <= rounds < 4
+    begun = [point["stage_timesteps"] for point in state["points"]]
+
+    code, said = interrupt("   ppo     16 steps", "--resume", folder)
+    assert code == 1, said
+    assert "Traceback" not in said
+    assert f"python agents/train_ppo.py --resume {folder}" in said
+    state = state_of(folder)
+    assert state["stage"] == "ppo"
+    assert [p["stage_timesteps"] for p in state["points"] if p["stage"] == "clone"] == [0, 8, 16, 24, 32]
+    assert state["points"][: len(begun)] == [p for p in state["points"] if p["stage_timesteps"] in begun][: len(begun)]
+    MaskablePPO.load(folder / "model.zip")
+    assert MaskablePPO.load(folder / "checkpoint.zip").num_timesteps in (16, 32)
+    assert not (folder / "clone_rounds").exists()
+
+    assert script("train_ppo.py", "--resume", folder) is None
+    state = state_of(folder)
+    assert state["stage"] == "done"
+    assert [p["stage_timesteps"] for p in state["points"] if p["stage"] == "ppo"] == [16, 32, 48]
+    assert (folder / "record.json").is_file()
+    assert (folder / "episodes.png").is_file()
+
+
+# -------------------------------------------------------------------------------------------- what is never learnt
+
+
+def test_training_never_touches_the_held_out_split(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(AGENTS))
+    from train_ppo import Arguments
+    from training import Training
+
+    loaded: list[str] = []
+    load_data = engine_module.load_data
+    monkeypatch.setattr(
+        engine_module, "load_data", lambda name, split, *a: (loaded.append(split), load_data(name, split, *a))[1]
+    )
+    run = Training.open(
+        Arguments(env=ENV_ID, config=config, checkpoint="tiny_random", device="cpu", eval_objects=2, evaluations=1,
+                  clone_steps=8, ppo_steps=16, run_dir=tmp_path / "run")
+    )  # fmt: skip
+    run.clone()
+    run.ppo()
+    assert loaded == ["train", "val"]
+    assert run.train.settings.split == "train"
+    for name in ("train_ppo", "training"):
+        sys.modules.pop(name)
+
+
+# -------------------------------------------------------------------------------------------------- help, errors
+
+
+@pytest.mark.parametrize("name", ["train_ppo.py", "evaluate.py"])
+def test_help_is_quick_and_teaches(name: str) -> None:
+    code = (
+        "import runpy, sys, time; start = time.perf_counter()\n"
+        f"sys.argv = [{name!r}, '--help']\n"
+        f"try: runpy.run_path({str(AGENTS / name)!r}, run_name='__main__')\n"
+        "except SystemExit as exit: assert not exit.code\n"
+        "heavy = {'torch', 'stable_baselines3', 'gymnasium', 'matplotlib'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy), 'SECONDS', time.process_time())"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert f"python agents/{name} runs/NAME" in said or f"python agents/{name} --resume runs/NAME" in said
+    assert "SamPrompt-ISBI-v0" in said
+    assert "HEAVY [] SECONDS" in said
+    assert float(said.split()[-1]) < 2
+
+
+BAD_CONFIGS = {
+    "unknown entry 'n_step'; did you mean 'n_steps'?": {ENV_ID: {**SECTION, "n_step": 3}},
+    "unknown entry 'rounds'": {ENV_ID: {**SECTION, "clone": {"rounds": 3}}},
+    "'gamma' is missing": {ENV_ID: {name: value for name, value in SECTION.items() if name != "gamma"}},
+    f"section {ENV_ID}, clone: names and values are needed, got None": {ENV_ID: {**SECTION, "clone": None}},
+    "policy 'MlpPolicy' is unknown": {ENV_ID: {**SECTION, "policy": "MlpPolicy"}},
+    f"has no section for '{ENV_ID}'; it has SamPrompt-ISBI-v0": {"SamPrompt-ISBI-v0": SECTION},
+    f"has no section for '{ENV_ID}'; it has none": "text",
+}
+
+
+@pytest.mark.parametrize("message", BAD_CONFIGS)
+def test_bad_configs_are_named(script: Script, tmp_path: Path, message: str) -> None:
+    file = tmp_path / "bad.yml"
+    file.write_text(yaml.safe_dump(BAD_CONFIGS[message]))
+    said = script("train_ppo.py", *TINY, "--config", file, "--run-dir", tmp_path / "run")
+    assert_one_line(said, message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_arguments_are_named(script: Script, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "no.yml").write_text("{: nothing")
+    (tmp_path / "model.zip").write_text("no zip")
+    (tmp_path / "near.yml").write_text(yaml.safe_dump({"SamPromt-ISBI-v0": SECTION}))
+    train, evaluate = "train_ppo.py", "evaluate.py"
+    few = [*TINY, "--config", config, "--run-dir", tmp_path / "run"]
+    for message, name, *arguments in (
+        ("has no section for 'SamPrompt-Mars-v0'", train, "--env", "SamPrompt-Mars-v0"),
+        ("SamPromt-ISBI", train, "--env", "SamPromt-ISBI-v0", "--config", tmp_path / "near.yml"),
+        (f"there is no config {tmp_path / 'none.yml'}", train, "--config", tmp_path / "none.yml"),
+        (f"{tmp_path / 'no.yml'} is not YAML", train, "--config", tmp_path / "no.yml"),
+        (f"{tmp_path} is not the folder of a run", train, "--resume", tmp_path),
+        ("unknown checkpoint 'mobil_sam'", train, *few, "--checkpoint", "mobil_sam"),
+        ("'slow'", train, *few, "--precision", "slow"),
+        ("--eval-objects must be at least 1, got 0", train, *few, "--eval-objects", "0"),
+        ("--evaluations must be at least 1, got 0", train, *few, "--evaluations", "0"),
+        (f"there is no model {tmp_path / 'none.zip'}", evaluate, tmp_path / "none.zip"),
+        ("model.zip", evaluate, tmp_path / "model.zip", *TINY),
+        ("SamPromt-ISBI", evaluate, tmp_path / "model.zip", "--env", "SamPromt-ISBI-v0"),
+    ):
+        assert_one_line(script(name, *arguments), message)
+
+
+def assert_one_line(said: str | None, message: str) -> None:
+    assert said is not None, f"no error; expected {message}"
+    assert said.startswith("error: ")
+    assert message in said
+    assert "\n" not in said.strip()

@@ -1,0 +1,216 @@
+"""evaluate(): each object exactly once from a fixed cue, whatever the number of environments."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sam_gym.data import SegmentationData, load_data
+from sam_gym.envs import SamPromptVectorEnv
+from sam_gym.evaluation import EpisodeCase, Record, episode_list, episode_list_hash, evaluate
+from sam_gym.prompters import PROMPTERS, box_only, centre, oracle_clicks
+
+STOP = 2 * 16 * 16
+ISBI_TEST_LIST = "93cf390b4b5bb749d5fd8a721e58f167b4a3d266c066441334ab96c89c39f66e"
+"""Changing it changes every published number: raise EPISODE_LIST_VERSION when it must."""
+
+PRINT_LIST = """
+from sam_gym.data import load_data
+from sam_gym.evaluation import episode_list, episode_list_hash
+print(episode_list_hash(episode_list(load_data("synthetic-em", "val"), 0.2)))
+"""
+
+
+def make(num_envs: int, **more: Any) -> SamPromptVectorEnv:
+    settings = {"split": "val", "checkpoint": "tiny_random", "device": "cpu", "autoreset_mode": "Disabled", **more}
+    return gymnasium.make_vec("SamPrompt-Synthetic-v0", num_envs=num_envs, **settings)
+
+
+def small_split(env: SamPromptVectorEnv, objects: int) -> SegmentationData:
+    """Leave only images 0 and 1 with a few objects each."""
+    data = env.engine.data
+    labels = []
+    for image in range(2):
+        ids = data.objects.object_id[data.objects.image_index == image][: objects // 2]
+        labels.append(np.where(np.isin(data.labels(image), ids), data.labels(image), 0))
+    env.engine.data = SegmentationData(
+        data.name, data.split, data.source, data.image_ids[:2], [data.image(0), data.image(1)], labels,
+        min_area=data.min_area, max_area=data.max_area,
+    )  # fmt: skip
+    return env.engine.data
+
+
+class StopsAfter:
+    """Clicks the first allowed cells, then stops; how soon depends on the object, so that rows end at odd times."""
+
+    def __call__(self, observations: dict[str, NDArray], env: SamPromptVectorEnv) -> NDArray[np.int64]:
+        episodes = env.engine.episodes
+        return np.where(episodes.prompts >= episodes.object_id % 5, STOP, env.action_masks().argmax(axis=1))
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 16])
+def test_each_object_exactly_once(num_envs: int) -> None:
+    env = make(num_envs)
+    data = small_split(env, 10)
+    record = evaluate(StopsAfter(), "some", env, progress=False)
+    assert len(data.objects) == 10
+    found = [(case.image, case.object_id) for case in record.cases]
+    assert found == list(zip(data.objects.image_index.tolist(), data.objects.object_id.tolist(), strict=True))
+    assert record.prompts.tolist() == [object_id % 5 for _, object_id in found]
+    assert np.isfinite(record.iou).all()
+
+
+@pytest.mark.parametrize("prompter", [box_only, centre, PROMPTERS["random"](0), oracle_clicks, StopsAfter()])
+def test_does_not_depend_on_the_number_of_environments(prompter: Any) -> None:
+    records = []
+    for num_envs in (1, 4, 16):
+        env = make(num_envs)
+        small_split(env, 6)
+        records.append(evaluate(prompter, "some", env, progress=False))
+    for record in records[1:]:
+        np.testing.assert_array_equal(record.iou, records[0].iou)
+        np.testing.assert_array_equal(record.prompts, records[0].prompts)
+        assert record.cases == records[0].cases
+
+
+def test_the_curve_is_what_an_episode_shows() -> None:
+    """Played by hand in a single environment, object by object."""
+    env = make(3)
+    data = small_split(env, 4)
+    record = evaluate(StopsAfter(), "some", env, progress=False)
+    single = make(1)
+    for case, curve, prompts in zip(record.cases, record.iou, record.prompts, strict=True):
+        posed = {"image": data.image_ids[case.image], "object": case.object_id, "cue": case.cue}
+        observations, info = single.reset(options=posed)
+        seen, ended = [info["iou"][0]], False
+        while not ended:
+            observations, _, terminated, _, info = single.step(StopsAfter()(observations, single))
+            seen.append(info["iou"][0])
+            ended = terminated[0]
+        seen = seen[: prompts + 1]  # stop adds no prompt
+        np.testing.assert_allclose(curve, [*seen, *[seen[-1]] * 6][:6], atol=1e-6)
+
+
+def test_the_first_value_is_the_box_alone() -> None:
+    env = make(4)
+    small_split(env, 6)
+    records = {name: evaluate(build(0), name, env, progress=False) for name, build in PROMPTERS.items()}
+    box = records["box only"]
+    assert box.prompts.tolist() == [0] * 6
+    np.testing.assert_array_equal(box.iou, np.repeat(box.iou[:, :1], 6, axis=1))
+    assert (box.gain.mean, box.gain.low, box.gain.high) == (0, 0, 0)
+    for name, record in records.items():
+        np.testing.assert_array_equal(record.iou[:, 0], box.iou[:, 0])
+        assert record.provenance["episode_list"] == box.provenance["episode_list"], name
+    assert (records["random"].prompts == 5).all()
+    assert (records["random"].iou != box.iou).any()
+
+
+def test_after_stop_the_last_value_is_carried_on() -> None:
+    env = make(3)
+    small_split(env, 6)
+    record = evaluate(centre, "centre", env, progress=False)
+    assert (record.prompts == 1).all()
+    assert (record.iou[:, 1] != record.iou[:, 0]).any()
+    np.testing.assert_array_equal(record.iou[:, 2:], np.repeat(record.iou[:, 1:2], 4, axis=1))
+
+
+def test_a_time_limit_ends_episodes_too() -> None:
+    env = make(2, max_episode_steps=2)
+    small_split(env, 4)
+    record = evaluate(PROMPTERS["random"](0), "random", env, progress=False)
+    assert record.prompts.tolist() == [2] * 4
+
+
+# ------------------------------------------------------------------------------------------------- the fixed lists
+
+
+def test_episode_list_is_the_same_in_a_fresh_process() -> None:
+    found = subprocess.run([sys.executable, "-c", PRINT_LIST], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == episode_list_hash(episode_list(load_data("synthetic-em", "val"), 0.2))
+
+
+def test_a_cue_does_not_depend_on_other_objects() -> None:
+    cases = {(c.image, c.object_id): c for c in episode_list(load_data("synthetic-em", "val"), 0.2)}
+    fewer = episode_list(load_data("synthetic-em", "val", min_area=600), 0.2)
+    assert 10 < len(fewer) < len(cases) - 10
+    assert all(cases[case.image, case.object_id] == case for case in fewer)
+    assert len({case.cue for case in cases.values()}) == len(cases)
+
+
+def test_cues_are_within_the_noise() -> None:
+    data = load_data("synthetic-em", "val")
+    for case, tight in zip(episode_list(data, 0.1), data.objects.box, strict=True):
+        extent = np.tile(tight[2:] - tight[:2], 2)
+        assert (np.abs(np.array(case.cue) - tight) <= 0.1 * extent + 1e-3).all()
+    for case, tight in zip(episode_list(data, 0.0), data.objects.box, strict=True):
+        assert case.cue == tuple(tight.tolist())
+
+
+def test_the_published_list(real_folder: Any) -> None:
+    cases = episode_list(load_data("isbi2012", "test", "real"), 0.2)
+    assert episode_list_hash(cases) == ISBI_TEST_LIST
+
+
+def test_some_objects_are_spread_over_the_list() -> None:
+    env = make(4)
+    whole = episode_list(env.engine.data, 0.2)
+    record = evaluate(box_only, "box only", env, max_objects=5, progress=False)
+    assert record.cases == [whole[round(i * (len(whole) - 1) / 4)] for i in range(5)]
+    assert record.cases[0] == whole[0]
+    assert record.cases[-1] == whole[-1]
+    with pytest.raises(ValueError, match="at least one object, got 0"):
+        evaluate(box_only, "box only", env, max_objects=0, progress=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- records
+
+
+def test_a_record_survives_json() -> None:
+    env = make(3)
+    small_split(env, 4)
+    record = evaluate(centre, "centre", env, progress=False)
+    text = json.dumps(record.to_json())
+    again = Record.from_json(json.loads(text))
+    np.testing.assert_array_equal(again.iou, record.iou)
+    np.testing.assert_array_equal(again.prompts, record.prompts)
+    assert (again.name, again.cases, again.provenance) == (record.name, record.cases, record.provenance)
+    assert json.dumps(again.to_json()) == text
+
+
+def test_a_summary_by_hand() -> None:
+    iou, cases = np.array([[0.5, 0.6], [0.2, 0.6]]), [EpisodeCase(0, 1, (0.0, 0.0, 2.0, 2.0))] * 2
+    summary = Record("some", iou, np.array([1, 0]), cases, {"split": "val"}).summary()
+    assert summary["iou_after_prompts"] == [0.35, 0.6]
+    assert summary["gain_over_box_only"]["mean"] == pytest.approx(0.25)
+    assert summary["final_iou"] == {"mean": 0.6, "low": 0.6, "high": 0.6}
+    assert (summary["objects"], summary["mean_prompts"], summary["split"]) == (2, 0.5, "val")
+
+
+def test_provenance_says_what_was_measured() -> None:
+    env = make(3)
+    data = small_split(env, 4)
+    provenance = evaluate(box_only, "box only", env, progress=False).provenance
+    assert provenance["data_hash"] == data.hash()
+    assert provenance["checkpoint"].startswith("tiny_random-")
+    assert provenance["episode_list"]["sha256"] == episode_list_hash(episode_list(data, 0.2))
+    named = ("split", "source", "precision", "box_noise", "max_prompts", "policy")
+    assert [provenance[name] for name in named] == ["val", "synthetic-em", "exact", 0.2, 5, None]
+    changed = asdict(EpisodeCase(0, 1, (0, 0, 1, 1)))
+    assert episode_list_hash([EpisodeCase(**changed)]) != episode_list_hash(
+        [EpisodeCase(**{**changed, "object_id": 2})]
+    )
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_refuses_environments_that_reset_by_themselves(mode: str) -> None:
+    with pytest.raises(ValueError, match="autoreset_mode='Disabled'"):
+        evaluate(box_only, "box only", make(2, autoreset_mode=mode), progress=False)
