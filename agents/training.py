@@ -107,8 +107,8 @@ class Training:
             self.model.policy, self.train, settings, rounds,
             seed=self.seed, gamma=config["gamma"], reward_scale=config["reward_scale"],
         )  # fmt: skip
-        ended = cloner.rounds == cloner.total_rounds
-        self._note("clone", cloner.timesteps, force=ended or not self.state["points"])
+        if cloner.rounds == cloner.total_rounds:  # interrupted between the last round and its evaluation
+            self._note("clone", cloner.timesteps, force=True)
         size = settings.round_steps * self.train.num_envs
         with progress_bar("cloning", cloner.total_rounds * size, "step", done=cloner.timesteps) as bar:
             started = time.perf_counter()
@@ -243,13 +243,13 @@ class Training:
         self.model.logger.record("validation/iou_gain", gain)
         self.model.logger.record("validation/final_iou", float(record.curve[-1]))
         self.model.logger.dump(before + timesteps)
-        tqdm.write(f"{stage:>6} {timesteps:>6} steps: validation IoU {record.curve[0]:.3f} -> {record.curve[-1]:.3f} "
-                   f"(gain {record.gain.mean:+.3f}, {record.prompts.mean():.1f} prompts)")  # fmt: skip
         best = self.state["best"]
         if best is None or gain > best["gain"]:
-            self.state["best"] = {"stage": stage, "timesteps": timesteps, "gain": gain}
             self._save_model("best.zip")
+            self.state["best"] = {"stage": stage, "timesteps": timesteps, "gain": gain}
         self._save_state()
+        tqdm.write(f"{stage:>6} {timesteps:>6} steps: validation IoU {record.curve[0]:.3f} -> {record.curve[-1]:.3f} "
+                   f"(gain {gain:+.3f}, {record.prompts.mean():.1f} prompts)")  # fmt: skip
 
 
 class _PPOProgress(BaseCallback):

@@ -1,4 +1,4 @@
-"""`evaluate`: one prompter over every object of a split, exactly once, from fixed cue boxes -> a record of IoU curves."""
+"""`evaluate`: one prompter over every object of a split, exactly once, from fixed cues -> a record of IoU curves."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -51,18 +52,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def print_table(records: Sequence[Record], title: str) -> None:
     """IoU after 0..T prompts and the gain over the box alone, a row per prompter."""
-    table = Table(title=title, title_justify="left", caption_justify="left", caption=(
-        "mean IoU after 0..T prompts; a prompter that stops keeps its last mask. "
-        "gain: last IoU - IoU of the box alone, same objects, 95 % paired bootstrap interval"
-    ))  # fmt: skip
-    table.add_column("prompter")
-    for step in range(records[0].iou.shape[1]):
-        table.add_column(str(step), justify="right")
-    for column in ("gain", "95 % interval", "prompts"):
-        table.add_column(column, justify="right")
+    width = max(80, Console().width if sys.stdout.isatty() else 120)
+    table = Table(
+        title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
+        padding=(0, 1 if width >= 100 else 0),  # it fits into 80 columns
+        caption="mean IoU after 0..T prompts; a prompter that stops keeps its last mask. "
+        "gain: last IoU - IoU of the box alone, same objects, 95 % paired bootstrap interval",
+    )  # fmt: skip
+    table.add_column("prompter", no_wrap=True)
+    for column in (*(str(step) for step in range(records[0].iou.shape[1])), "gain", "95 % interval", "prompts"):
+        table.add_column(column, justify="right", no_wrap=True)
     for record in records:
         table.add_row(record.name, *_cells(record))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(width=width).print(table)
 
 
 def markdown_table(records: Sequence[Record]) -> str:
@@ -76,7 +78,7 @@ def markdown_table(records: Sequence[Record]) -> str:
 
 def _cells(record: Record) -> list[str]:
     gain: Interval = record.gain
-    interval = f"{gain.low:+.3f} .. {gain.high:+.3f}"
+    interval = f"{gain.low:+.3f}..{gain.high:+.3f}"
     return [*(f"{value:.3f}" for value in record.curve), f"{gain.mean:+.3f}", interval, f"{record.prompts.mean():.1f}"]
 
 

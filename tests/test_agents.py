@@ -1,4 +1,4 @@
-"""The scripts in agents/: a whole run, Ctrl-C and --resume, evaluation of what was saved, and errors that name things."""
+"""The scripts in agents/: a whole run, Ctrl-C and --resume, evaluation of what was saved, errors that name things."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import yaml
 from PIL import Image
@@ -20,7 +23,7 @@ from sb3_contrib import MaskablePPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sam_gym.envs import engine as engine_module
-from sam_gym.evaluation import Record
+from sam_gym.prompters import centre
 
 AGENTS = Path(__file__).resolve().parents[1] / "agents"
 ENV_ID = "SamPrompt-Synthetic-v0"
@@ -48,14 +51,16 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
-    """A whole run as a user starts it, output to a pipe."""
+    """A whole run, output to no terminal."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    command = [sys.executable, AGENTS / "train_ppo.py", *TINY, *FEW, "--config", config, "--run-dir", folder]
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "error"}
-    )
-    assert done.returncode == 0, done.stderr
-    return folder, done
+    command = [str(part) for part in ("train_ppo.py", *TINY, *FEW, "--config", config, "--run-dir", folder)]
+    said, errors = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(said), redirect_stderr(errors):
+        patched.syspath_prepend(str(AGENTS))
+        patched.setattr(sys, "argv", command)
+        runpy.run_path(str(AGENTS / "train_ppo.py"), run_name="__main__")
+    sys.modules.pop("training")
+    return folder, subprocess.CompletedProcess(command, 0, said.getvalue(), errors.getvalue())
 
 
 Script = Callable[..., str | None]
@@ -116,9 +121,9 @@ def test_record(finished: tuple[Path, subprocess.CompletedProcess]) -> None:
         assert entry["checkpoint"].startswith("tiny_random-")
         assert len(entry["iou_after_prompts"]) == 6
     assert all(seconds > 0 for seconds in record["seconds"].values())
-    # rounds of 8 steps: before, and three evaluations; then rollouts of 16
+    # three evaluations between rounds of 8 steps, then two between rollouts of 16
     points = [(point["stage"], point["stage_timesteps"], point["timesteps"]) for point in record["points"]]
-    assert points == [("clone", n, n) for n in (0, 8, 16, 24)] + [("ppo", n, 24 + n) for n in (16, 32)]
+    assert points == [("clone", n, n) for n in (8, 16, 24)] + [("ppo", n, 24 + n) for n in (16, 32)]
     assert record["best"]["gain"] == max(point["gain"] for point in record["points"])
     assert state_of(finished[0])["stage"] == "done"
 
@@ -135,7 +140,7 @@ def test_table_and_what_is_printed(finished: tuple[Path, subprocess.CompletedPro
     assert "held-out objects: 4" in done.stdout
     assert all(cell in done.stdout for cell in lines[-1].strip("| ").split(" | "))
     assert re.search(
-        r"clone +0 steps: validation IoU 0\.\d+ -> 0\.\d+ \(gain [+-]0\.\d+, [\d.]+ prompts\)", done.stdout
+        r"clone +8 steps: validation IoU 0\.\d+ -> 0\.\d+ \(gain [+-]0\.\d+, [\d.]+ prompts\)", done.stdout
     )
     assert done.stdout.rstrip().endswith(f"everything is in {folder}")
     # a log is not flooded: each of ten bars begins, ends, and comes back after a line of text
@@ -172,26 +177,40 @@ def test_evaluate_repeats_the_table(
     assert ours == [entry for entry in theirs if entry["name"] != "clone alone"]
     lines = [(f / "table.md").read_text().splitlines()[-1] for f in (folder, tmp_path / "out")]
     assert lines[0] == lines[1]
-    assert Image.open(tmp_path / "out" / "episodes.png").size == Image.open(folder / "episodes.png").size
-    assert Image.open(tmp_path / "out" / "learning_curve.png").size == (715, 546)  # there is no training to show
+    assert picture_size(tmp_path / "out" / "episodes.png") == picture_size(folder / "episodes.png")
+    assert picture_size(tmp_path / "out" / "learning_curve.png") == (715, 546)  # there is no training to show
 
+    # the same model again: nothing is evaluated; another one: it is, and the baselines are not
     stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "evaluations").iterdir()}
     assert len(stored) == 5
     capsys.readouterr()
     assert script("evaluate.py", *arguments) is None
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
     assert capsys.readouterr().err.count(": taken from ") == 5
+    other = MaskablePPO.load(folder / "model.zip")
+    other.policy.action_net.click.bias.data += 1
+    other.save(tmp_path / "other.zip")
+    assert script("evaluate.py", tmp_path / "other.zip", *arguments[1:]) is None
+    said = capsys.readouterr().err
+    assert said.count(": taken from ") == 4
+    assert "agent.json is of other episodes or weights; evaluating anew" in said
 
-    # other objects or another model: what is stored does not count
-    arguments[arguments.index("4")] = "2"
-    assert script("evaluate.py", *arguments) is None
-    assert {len(Record.from_json(json.loads(path.read_text())).cases) for path in stored} == {2}
-    clone = [folder / "clone.zip", *arguments[1:]]
-    capsys.readouterr()
-    assert script("evaluate.py", *clone) is None
-    best = json.loads((folder / "record.json").read_text())["best"]
-    same_weights = (best["stage"], best["timesteps"]) == ("clone", 24)
-    assert capsys.readouterr().err.count("evaluating anew") == (0 if same_weights else 1)
+
+def test_stored_records_of_other_objects_do_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(AGENTS))
+    from training import evaluate_entries
+
+    env = gymnasium.make_vec(
+        ENV_ID, num_envs=2, split="val", checkpoint="tiny_random", device="cpu", autoreset_mode="Disabled"
+    )
+    counts = [len(evaluate_entries({"centre": centre}, env, tmp_path, n)[0].cases) for n in (2, 2, 4)]
+    assert counts == [2, 2, 4]
+    sys.modules.pop("training")
+
+
+def picture_size(file: Path) -> tuple[int, int]:
+    with Image.open(file) as picture:
+        return picture.size
 
 
 # ----------------------------------------------------------------------------------------------- Ctrl-C, --resume
@@ -227,7 +246,7 @@ def test_ctrl_c_and_resume(config: Path, script: Script, tmp_path: Path) -> None
     assert state["stage"] == "clone"
     rounds = len(list((folder / "clone_rounds").glob("round_*.npz")))
     assert 1 <= rounds < 4
-    begun = [point["stage_timesteps"] for point in state["points"]]
+    begun = state["points"]
 
     code, said = interrupt("   ppo     16 steps", "--resume", folder)
     assert code == 1, said
@@ -235,8 +254,8 @@ def test_ctrl_c_and_resume(config: Path, script: Script, tmp_path: Path) -> None
     assert f"python agents/train_ppo.py --resume {folder}" in said
     state = state_of(folder)
     assert state["stage"] == "ppo"
-    assert [p["stage_timesteps"] for p in state["points"] if p["stage"] == "clone"] == [0, 8, 16, 24, 32]
-    assert state["points"][: len(begun)] == [p for p in state["points"] if p["stage_timesteps"] in begun][: len(begun)]
+    assert [p["stage_timesteps"] for p in state["points"] if p["stage"] == "clone"] == [8, 16, 24, 32]
+    assert state["points"][: len(begun)] == begun
     MaskablePPO.load(folder / "model.zip")
     assert MaskablePPO.load(folder / "checkpoint.zip").num_timesteps in (16, 32)
     assert not (folder / "clone_rounds").exists()
@@ -334,7 +353,6 @@ def test_bad_arguments_are_named(script: Script, config: Path, tmp_path: Path) -
         ("--evaluations must be at least 1, got 0", train, *few, "--evaluations", "0"),
         (f"there is no model {tmp_path / 'none.zip'}", evaluate, tmp_path / "none.zip"),
         ("model.zip", evaluate, tmp_path / "model.zip", *TINY),
-        ("SamPromt-ISBI", evaluate, tmp_path / "model.zip", "--env", "SamPromt-ISBI-v0"),
     ):
         assert_one_line(script(name, *arguments), message)
 

@@ -132,7 +132,7 @@ class PromptEngine:
         self._scenes: list[observations.Scene | None] = [None] * n
         self._truths: list[Tensor | None] = [None] * n
         self._masks: list[Tensor | None] = [None] * n
-        self._maps = np.zeros((n, *self.observation_space["maps"].shape), np.uint8)
+        self._maps = np.zeros((n, len(observations.MAPS), observations.MAP_SIZE, observations.MAP_SIZE), np.uint8)
         self._embedding_maps = np.zeros((n, channels, grid, grid), np.float32)
         self._state = np.zeros((n, len(observations.STATE)), np.float32)
 

@@ -138,7 +138,9 @@ class GridActions:
         self.stop = 2 * self.cells
         self.space: spaces.Space = spaces.Discrete(self.stop + 1)
         middle = (np.arange(grid, dtype=np.float32) + 0.5) / grid
-        self.centres = np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2)  # (G*G, 2), x fastest
+        self.centres: Floats = (
+            np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2).astype(np.float32)
+        )  # (G*G, 2), x fastest
 
     def apply(self, episodes: Episodes, rows: NDArray[np.intp], actions: NDArray) -> None:
         """Write the prompts that `actions` (one per row) mean into `episodes`."""
@@ -207,7 +209,7 @@ def action_mode(name: str, grid: int) -> ActionMode:
     """The action mode called "grid", "point" or "box"."""
     if name == "grid":
         return GridActions(grid)
-    modes = {"point": PointActions, "box": BoxActions}
+    modes: dict[str, type[PointActions] | type[BoxActions]] = {"point": PointActions, "box": BoxActions}
     if name not in modes:
         raise ValueError(f"action_mode {name!r} is unknown; choose 'grid', 'point' or 'box'")
     return modes[name]()

@@ -203,7 +203,7 @@ class SamPromptVectorEnv(VectorEnv):
         self._done = np.ones(num_envs, np.bool_)
         self._begun = False
 
-    @property
+    @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The generator of each sub-environment."""
         return tuple(generator for generator, _ in self._generators)

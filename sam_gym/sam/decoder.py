@@ -232,5 +232,6 @@ def _to_cells(features: Tensor) -> Tensor:
 
 def _as_linear(convolution: torch.nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
     """A transposed 2 x 2 convolution of stride 2 as a linear layer (C_in -> 2 * 2 * C_out)."""
+    assert convolution.bias is not None, "SAM's transposed convolutions have one"
     weight = convolution.weight.permute(2, 3, 1, 0)  # (dy, dx, C_out, C_in)
     return weight.reshape(-1, weight.shape[-1]), convolution.bias.repeat(4)

@@ -62,7 +62,7 @@ class PromptBatch:
     @property
     def has_box(self) -> NDArray[np.bool_]:
         """(N,) bool: which rows have a box."""
-        return ~np.isnan(self.boxes).all(axis=1)
+        return np.asarray(~np.isnan(self.boxes).all(axis=1), np.bool_)
 
     @classmethod
     def from_lists(

@@ -39,11 +39,11 @@ class CloneSettings:
         value_coef: Weight of the value loss.
     """
 
-    total_timesteps: int = 4800
+    total_timesteps: int = 3840
     round_steps: int = 10
-    gradient_steps: int = 40
+    gradient_steps: int = 60
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     oracle_until: float = 0.3
     own_actions: float = 0.5
     sharpness: float = 3.0

@@ -6,7 +6,7 @@ No layer mixes samples of a batch (no BatchNorm, no attention across it), so PPO
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from sam_gym.envs.prompt import SamPromptVectorEnv
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 class SpatialExtractor(BaseFeaturesExtractor):
@@ -34,9 +36,9 @@ class SpatialExtractor(BaseFeaturesExtractor):
     """
 
     def __init__(self, observation_space: spaces.Dict, channels: int = 48, width: int = 64) -> None:
-        grid = observation_space["embedding"].shape[-1]
+        maps, embedding, state = (_shape(observation_space, name) for name in ("maps", "embedding", "state"))
+        grid = embedding[-1]
         super().__init__(observation_space, features_dim=width * grid * grid)
-        maps, embedding, state = (observation_space[name].shape for name in ("maps", "embedding", "state"))
         self.width, self.grid = width, grid
         self.embed = nn.Sequential(_ChannelNorm(), nn.Conv2d(embedding[0], channels, 1), nn.ReLU())
         self.look = nn.Sequential(
@@ -52,8 +54,7 @@ class SpatialExtractor(BaseFeaturesExtractor):
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.orthogonal_(module.weight, np.sqrt(2))
-                nn.init.zeros_(module.bias)
+                _orthogonal(module, np.sqrt(2))
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """(N, width, G, G) features."""
@@ -63,12 +64,12 @@ class SpatialExtractor(BaseFeaturesExtractor):
 
 
 class ActionHead(nn.Module):
-    """Features (N, width, G, G) -> logits (N, 2 * G * G + 1): a logit per cell and sign; stop from the pooled features."""
+    """Features (N, width, G, G) -> logits (N, 2 * G * G + 1): one per cell and sign; stop from the pooled features."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.click = nn.Conv2d(width, 2, 1)
-        self.stop = nn.Sequential(nn.Linear(2 * width, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.click = _orthogonal(nn.Conv2d(width, 2, 1), 0.1)  # begin near uniform choice
+        self.stop = nn.Sequential(nn.Linear(2 * width, 64), nn.ReLU(), _orthogonal(nn.Linear(64, 1), 0.1))
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits in the order of `GridActions`: foreground cells, background cells, stop."""
@@ -80,7 +81,7 @@ class ValueHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(2 * width, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.net = nn.Sequential(nn.Linear(2 * width, 64), nn.ReLU(), _orthogonal(nn.Linear(64, 1), 0.1))
 
     def forward(self, features: Tensor) -> Tensor:
         """Value of each sample."""
@@ -100,27 +101,21 @@ class SpatialPolicy(MaskableMultiInputActorCriticPolicy):
     def __init__(
         self, observation_space: spaces.Dict, action_space: spaces.Discrete, lr_schedule: Schedule, **kwargs: Any
     ) -> None:
-        cells = observation_space["embedding"].shape[-1] ** 2
+        cells = _shape(observation_space, "embedding")[-1] ** 2
         if not isinstance(action_space, spaces.Discrete) or action_space.n != 2 * cells + 1:
             raise ValueError(f"SpatialPolicy acts on the grid: Discrete({2 * cells + 1}) is needed, got {action_space}")
         kwargs = {"features_extractor_class": SpatialExtractor, "net_arch": [], **kwargs}
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        self.mlp_extractor = _Identity(self.features_dim)
-        width = self.features_extractor.width
-        self.action_net, self.value_net = ActionHead(width), ValueHead(width)
-        for head, scale in (
-            (self.action_net.click, 0.1),
-            (self.action_net.stop[-1], 0.1),
-            (self.value_net.net[-1], 0.1),
-        ):
-            nn.init.orthogonal_(head.weight, scale)  # begin near uniform choice and zero value
-            nn.init.zeros_(head.bias)
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        policy: Any = self  # SB3 annotates these as an MLP and linear layers
+        width = policy.features_extractor.width
+        policy.mlp_extractor = _Identity(self.features_dim)
+        policy.action_net, policy.value_net = ActionHead(width), ValueHead(width)
+        policy.optimizer = policy.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def logits_and_values(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Unmasked action logits (N, A) and values (N,) of observations as the environment gives them (`maps` uint8)."""
+        """Unmasked logits (N, A) and values (N,) of observations as the environment gives them, `maps` uint8."""
         features = self.extract_features(observations)
         return self.action_net(features), self.value_net(features)[:, 0]
 
@@ -168,6 +163,19 @@ class _Identity(nn.Module):
 
     def forward_critic(self, features: Tensor) -> Tensor:
         return features
+
+
+def _orthogonal(layer: Layer, scale: float) -> Layer:
+    nn.init.orthogonal_(layer.weight, scale)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _shape(observation_space: spaces.Dict, name: str) -> tuple[int, ...]:
+    shape = observation_space[name].shape
+    assert shape is not None, f"{name} is an array"
+    return shape
 
 
 def _pool(features: Tensor) -> Tensor:

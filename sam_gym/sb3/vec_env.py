@@ -45,7 +45,7 @@ class SamVecEnv(VecEnv):
         self._actions: NDArray | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
-    def reset(self) -> dict[str, NDArray]:  # type: ignore[override]
+    def reset(self) -> dict[str, NDArray]:
         """Begin episodes everywhere, with the seeds and options that were set before."""
         requests = [dict(options) for options in self._options]
         names = {name for request in requests for name in request}
@@ -78,7 +78,7 @@ class SamVecEnv(VecEnv):
                 info = _row(vector_infos, i)
             info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
             infos.append(info)
-        return observations, (self.reward_scale * rewards).astype(np.float32), dones, infos  # type: ignore[return-value]
+        return observations, (self.reward_scale * rewards).astype(np.float32), dones, infos
 
     def close(self) -> None:
         """Close the environment."""

@@ -114,7 +114,7 @@ def test_what_is_seen_in_a_cell_acts_around_it(model: MaskablePPO, name: str) ->
     before = clicks(model, observations)
     scale = observations[name].shape[-1] // G
     block = observations[name][..., row * scale : (row + 1) * scale, column * scale : (column + 1) * scale]
-    block.copy_(255 - block if name == "maps" else block + 3)
+    block.copy_(255 - block if name == "maps" else -block)
     change = (clicks(model, observations) - before).abs()[0].amax(dim=0)
     # radius: 4 of the trunk's three convolutions, 1 of the two that reduce the maps
     reach = 4 if name == "embedding" else 5

@@ -1,0 +1,70 @@
+"""What people read: the table fits a terminal, and a log is not flooded."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sam_gym import report
+from sam_gym.evaluation import EpisodeCase, Record
+from sam_gym.progress import progress_bar
+
+
+@pytest.fixture
+def records() -> list[Record]:
+    cases = [EpisodeCase(0, i, (0.0, 0.0, 9.0, 9.0)) for i in range(3)]
+    rng = np.random.default_rng(0)
+    names = ("box only", "oracle clicks", "agent")
+    return [Record(name, rng.random((3, 6)).round(6), np.array([5, 5, 2]), cases, {}) for name in names]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_the_table_is_whole_at_any_width(records: list[Record], monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    screen = Terminal()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "stdout", screen)
+    report.print_table(records, "a title")
+    lines = screen.getvalue().splitlines()
+    for row in report.markdown_table(records).splitlines()[2:]:
+        cells = row.strip("| ").split(" | ")
+        assert any(all(cell in line for cell in cells) for line in lines), f"no line has {cells}"
+    assert max(len(line) for line in lines if "\x1b" not in line) <= max(80, columns)
+
+
+def test_markdown(records: list[Record]) -> None:
+    lines = report.markdown_table(records).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert f"| {records[2].curve[3]:.3f} |" in lines[-1]
+    gain = records[2].gain
+    assert lines[-1].endswith(f"| {gain.mean:+.3f} | {gain.low:+.3f}..{gain.high:+.3f} | 4.0 |")
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    report.write_json(tmp_path / "a.json", {"old": 1})
+    with pytest.raises(TypeError):
+        report.write_json(tmp_path / "a.json", {"new": object()})
+    assert (tmp_path / "a.json").read_text() == '{\n "old": 1\n}\n'
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(("stream", "least", "most"), [(Terminal, 10, 10_000), (io.StringIO, 1, 3)])
+def test_a_bar_writes_seldom_where_nobody_watches(
+    monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO], least: int, most: int
+) -> None:
+    written = stream()
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr("sam_gym.progress.TERMINAL_SECONDS", 0.0)
+    with progress_bar("counting", 50, "sheep") as bar:
+        for _ in range(50):
+            bar.update()
+    assert least <= written.getvalue().count("\r") <= most
+    assert "50/50" in written.getvalue()
