@@ -39,7 +39,7 @@ class CloneSettings:
         value_coef: Weight of the value loss.
     """
 
-    total_timesteps: int = 3840
+    total_timesteps: int = 2560
     round_steps: int = 10
     gradient_steps: int = 60
     batch_size: int = 64
