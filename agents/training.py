@@ -140,6 +140,7 @@ class Training:
         if checkpoint.is_file():
             self.model = self._load(checkpoint)
             done = self.model.num_timesteps
+            self.model.get_env().seed(self.seed + done)  # new episodes, not those that the run began with
         elif (self.folder / "clone.zip").is_file():
             self.model.policy.load_state_dict(self._load(self.folder / "clone.zip").policy.state_dict())
         if done < total:

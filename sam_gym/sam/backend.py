@@ -226,7 +226,10 @@ def get_backend(checkpoint: str = "mobile_sam", device: str = "auto", precision:
 def _resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    resolved = torch.device(device)
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:0'") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='auto' or 'cpu'")
     return resolved

@@ -19,7 +19,6 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
-import sam_gym
 from sam_gym.envs import SamPromptEnv
 from sam_gym.sam import PromptBatch, get_backend
 
@@ -435,42 +434,3 @@ def test_what_the_agent_does_to_arrays_is_its_own_business(make_env: MakeEnv, sa
     twin.unwrapped.action_masks()[:] = False
     same(env.step(20), twin.step(20))
     same(env.unwrapped.action_masks(), twin.unwrapped.action_masks())
-
-
-# --------------------------------------------------------------------------------------------------------- package
-
-IMPORT = """
-import sys, time
-start = time.perf_counter()
-import numpy, gymnasium
-needed = time.perf_counter() - start
-import sam_gym
-took = time.perf_counter() - start
-heavy = {"torch", "scipy", "PIL", "timm", "segment_anything", "onnx", "stable_baselines3", "pooch", "rich"}
-print(took, needed, *sorted(heavy & set(sys.modules)))
-"""
-
-
-def test_import_is_light() -> None:
-    """Under 0.3 s, or a quarter more than numpy and gymnasium take by themselves where the machine is slow or busy."""
-    times = []
-    for _ in range(8):
-        took, needed, *heavy = subprocess.run(
-            [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True
-        ).stdout.split()
-        assert not heavy
-        times.append((float(took), float(needed)))
-        if times[-1][0] < max(0.3, 1.25 * times[-1][1]):
-            return
-    pytest.fail(f"import sam_gym took too long, (whole, numpy and gymnasium) in seconds: {times}")
-
-
-def test_no_method_is_taken_for_a_goal_environment(make_env: MakeEnv) -> None:
-    assert not hasattr(make_env().unwrapped, "compute_reward")
-
-
-def test_registration_is_idempotent() -> None:
-    before = dict(gymnasium.registry)
-    sam_gym.register_envs()
-    assert dict(gymnasium.registry) == before
-    assert set(sam_gym.env_ids()) <= set(before)
