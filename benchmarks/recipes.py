@@ -2,6 +2,7 @@
 
     python benchmarks/recipes.py                 train what is missing (resumes), then write results and print the table
     python benchmarks/recipes.py --seeds 0       one seed only
+    python benchmarks/recipes.py --no-train      take the runs that are finished, train nothing
 
 Each training is `agents/train_ppo.py` in a folder of its own under runs/recipes/. The result file holds every object's
 IoU curve, so that the table can be computed again from it.
@@ -13,7 +14,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "recipes.json"
 RECIPES = {"both": [], "ppo_alone": ["--clone-steps", "0", "--ppo-steps", "1600", "--evaluations", "2"]}
 """Run name -> arguments of train_ppo.py. PPO alone is the default recipe without its clone: as many steps of PPO."""
+ENTRIES = (
+    ("clone alone", "both", "clone_alone"),
+    ("PPO alone", "ppo_alone", "agent"),
+    ("clone, then PPO", "both", "agent"),
+)
+"""Row of the table, run that it comes from, evaluation in that run."""
 BASELINES = ("box_only", "random", "centre", "oracle_clicks")
 
 
@@ -38,13 +45,13 @@ class Arguments:
     """Seeds to train."""
     folder: Path = ROOT / "runs" / "recipes"
     """Where the runs are; what is finished there is not run again."""
+    train: bool = True
+    """Train the runs that are missing; else leave them out of the table."""
 
 
-def train(folder: Path, recipe: str, seed: int) -> Path:
-    """Run one training to its end, taking it up where it was; its folder."""
+def train(folder: Path, recipe: str, seed: int) -> None:
+    """Run one training to its end, taking it up where it was."""
     run = folder / f"{recipe}-seed{seed}"
-    if (run / "record.json").is_file():
-        return run
     begun = (run / "state.json").is_file()
     arguments = ["--resume", str(run)] if begun else [
         "--data", "real", "--seed", str(seed), "--run-dir", str(run), *RECIPES[recipe]
@@ -56,7 +63,6 @@ def train(folder: Path, recipe: str, seed: int) -> Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(done.parent / "evaluations" / f"{name}.json", target)
     subprocess.run([sys.executable, str(ROOT / "agents" / "train_ppo.py"), *arguments], check=True)
-    return run
 
 
 def load(run: Path, entry: str) -> Record:
@@ -69,18 +75,23 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     records: list[Record] = []
     runs: list[dict[str, Any]] = []
-    for seed in arguments.seeds:
-        both, alone = (train(arguments.folder, recipe, seed) for recipe in RECIPES)
-        if not records:
-            records += [load(both, name) for name in BASELINES]
-        for title, run, entry in (
-            ("clone alone", both, "clone_alone"), ("PPO alone", alone, "agent"), ("clone, then PPO", both, "agent")
-        ):  # fmt: skip
+    for title, recipe, entry in ENTRIES:
+        for seed in arguments.seeds:
+            run = arguments.folder / f"{recipe}-seed{seed}"
+            if arguments.train and not (run / "record.json").is_file():
+                train(arguments.folder, recipe, seed)
+            if not (run / "record.json").is_file():
+                continue
+            if not records:
+                records += [load(run, name) for name in BASELINES]
             record = load(run, entry)
             record.name = f"{title}, seed {seed}"
             records.append(record)
             stored = json.loads((run / "record.json").read_text())
-            runs.append({"entry": record.name, **{k: stored[k] for k in ("config", "points", "best", "seconds")}})
+            kept = ("versions", "git_commit", "hardware", "command", "arguments", "config", "points", "best", "seconds")
+            runs.append({"entry": record.name, **{name: stored[name] for name in kept}})
+    if not records:
+        sys.exit(f"no finished run in {arguments.folder}")
     report.print_table(records, f"held-out ISBI sections, {len(records[0].iou)} objects")
     print(report.markdown_table(records))
     by_recipe: dict[str, list[float]] = {}
@@ -88,8 +99,14 @@ def main() -> None:
         by_recipe.setdefault(record.name.split(", seed")[0], []).append(record.gain.mean)
     for name, gains in by_recipe.items():
         print(f"{name:>16}: gain {np.mean(gains):+.4f} mean of {len(gains)} seeds, lowest {min(gains):+.4f}")
-    content = {**report.provenance(), "runs": runs, "records": [record.to_json() for record in records]}
-    report.write_json(RESULT, content)
+    content = {
+        "episodes": [asdict(case) for case in records[0].cases],  # the same for all, see the hash in each summary
+        "records": [
+            {"summary": r.summary(), "iou": r.iou.tolist(), "prompts": r.prompts.tolist()} for r in records
+        ],
+        "runs": runs,
+    }  # fmt: skip
+    RESULT.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
     print(f"stored in {RESULT.relative_to(ROOT)}")
 
 
