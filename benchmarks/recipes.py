@@ -93,7 +93,6 @@ def main() -> None:
     if not records:
         sys.exit(f"no finished run in {arguments.folder}")
     report.print_table(records, f"held-out ISBI sections, {len(records[0].iou)} objects")
-    print(report.markdown_table(records))
     by_recipe: dict[str, list[float]] = {}
     for record in records[len(BASELINES) :]:
         by_recipe.setdefault(record.name.split(", seed")[0], []).append(record.gain.mean)
@@ -106,6 +105,7 @@ def main() -> None:
         ],
         "runs": runs,
     }  # fmt: skip
+    RESULT.with_suffix(".md").write_text(report.markdown_table(records), encoding="utf-8")
     RESULT.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
     print(f"stored in {RESULT.relative_to(ROOT)}")
 
