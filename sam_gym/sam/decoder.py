@@ -80,6 +80,8 @@ class BatchedDecoder:
             self.decoder = copy.deepcopy(sam.mask_decoder).to(dtype)
         with torch.no_grad():
             self._position = self.encoder.get_dense_pe().flatten(2).transpose(1, 2).contiguous().to(dtype)
+            first, _, _, second, _ = self.decoder.output_upscaling
+            self._upscalings = _as_linear(first), _as_linear(second)
 
     def __call__(
         self,
@@ -156,10 +158,11 @@ class BatchedDecoder:
     def _upscale(self, cells: Tensor, hyper: Tensor, size: torch.Size) -> Tensor:
         """Image cells (N, hw, C) -> mask logits (N, K, 4h, 4w) under hyper-network weights (N, K, C/8)."""
         n, k, (h, w) = len(cells), hyper.shape[1], size
-        first, norm, _, second, _ = self.decoder.output_upscaling
-        up = F.linear(cells, *_as_linear(first)).view(n, h * w, 4, -1)
+        first, second = self._upscalings
+        norm = self.decoder.output_upscaling[1]
+        up = F.linear(cells, *first).view(n, h * w, 4, -1)
         up = F.gelu(F.layer_norm(up, up.shape[-1:], norm.weight, norm.bias, norm.eps))
-        up = F.gelu(F.linear(up, *_as_linear(second)).view(n, h * w * 16, -1))
+        up = F.gelu(F.linear(up, *second).view(n, h * w * 16, -1))
         logits = torch.bmm(up, hyper.transpose(1, 2)).view(n, h, w, 2, 2, 2, 2, k)
         # (row, column, dy1, dx1, dy2, dx2): each transposed convolution splits a cell into 2 x 2
         return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(n, k, 4 * h, 4 * w)
