@@ -74,7 +74,7 @@ def main() -> None:
         entries = {name: make(0) for name, make in PROMPTERS.items()} | {"agent": agent}
         n = min(16, max(1, arguments.objects or 16))
         records = evaluate_entries(entries, environment(n), folder / "evaluations", arguments.objects)
-        title = f"{arguments.env}, {arguments.split} split, {records[0].provenance['source']}, {arguments.model}"
+        title = f"{arguments.env}, {records[0].provenance['source']}, {arguments.model}"
         write_report(folder, title, records, agent, environment(1, "rgb_array"), {"points": []})
     except (DataUnavailableError, CheckpointError, ValueError, gymnasium.error.Error) as error:
         sys.exit(f"error: {error}")

@@ -64,6 +64,12 @@ class Training:
     def open(cls, arguments: Arguments) -> Training:
         """Begin a run, or take up the one in `arguments.resume`."""
         if arguments.resume is not None:
+            others = [
+                f.name for f in fields(arguments) if f.name != "resume" and getattr(arguments, f.name) != f.default
+            ]
+            if others:
+                given = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+                raise ValueError(f"--resume goes on with the run's own arguments; leave out {given}")
             file = arguments.resume / "state.json"
             if not file.is_file():
                 raise ValueError(f"{arguments.resume} is not the folder of a run: it has no state.json")
@@ -315,12 +321,12 @@ def write_report(
 ) -> None:
     """Table on the screen and as Markdown, learning_curve.png, episodes.png and record.json."""
     print()
-    report.print_table(records, f"held-out objects: {len(records[0].iou)} ({title})")
+    report.print_table(records, f"{records[0].provenance['split']} split, {len(records[0].iou)} objects ({title})")
     (folder / "table.md").write_text(report.markdown_table(records), encoding="utf-8")
     report.plot_learning(folder / "learning_curve.png", state["points"], records, title)
     report.save_film_strip(folder / "episodes.png", agent, records[-1], pictures)
     entries = [record.summary() for record in records]
-    report.write_json(folder / "record.json", {**report.provenance(), **state, "held_out": entries})
+    report.write_json(folder / "record.json", {**report.provenance(), **state, "evaluation": entries})
 
 
 def _encode(envs: list[SamPromptVectorEnv]) -> None:

@@ -11,6 +11,7 @@ IoU curve, so that the table can be computed again from it.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -53,8 +54,9 @@ def train(folder: Path, recipe: str, seed: int) -> None:
     """Run one training to its end, taking it up where it was."""
     run = folder / f"{recipe}-seed{seed}"
     begun = (run / "state.json").is_file()
-    arguments = ["--resume", str(run)] if begun else [
-        "--data", "real", "--seed", str(seed), "--run-dir", str(run), *RECIPES[recipe]
+    name = os.path.relpath(run, ROOT)  # a record holds its command, and shall not name folders of this machine
+    arguments = ["--resume", name] if begun else [
+        "--data", "real", "--seed", str(seed), "--run-dir", name, *RECIPES[recipe]
     ]  # fmt: skip
     for done in folder.glob("*/record.json"):  # baselines do not depend on the run: evaluate them once
         for name in BASELINES:
@@ -62,7 +64,7 @@ def train(folder: Path, recipe: str, seed: int) -> None:
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(done.parent / "evaluations" / f"{name}.json", target)
-    subprocess.run([sys.executable, str(ROOT / "agents" / "train_ppo.py"), *arguments], check=True)
+    subprocess.run([sys.executable, "agents/train_ppo.py", *arguments], check=True, cwd=ROOT)
 
 
 def load(run: Path, entry: str) -> Record:

@@ -23,6 +23,9 @@ from sam_gym.sam.checkpoints import checkpoint_id
 EPISODE_LIST_VERSION = 1
 """Changes whenever the rule by which cue boxes are drawn for evaluation changes."""
 
+MEASURED = ("name", "objects", "iou_after_prompts", "final_iou", "gain_over_box_only", "mean_prompts")
+"""Entries of a summary that say how it went; the others are its provenance."""
+
 
 @dataclass(frozen=True)
 class EpisodeCase:
@@ -100,7 +103,7 @@ class Record:
             {**asdict(case), "iou": curve.tolist(), "prompts": int(prompts)}
             for case, curve, prompts in zip(self.cases, self.iou, self.prompts, strict=True)
         ]
-        return {"summary": self.summary(), "provenance": self.provenance, "objects": objects}
+        return {"summary": self.summary(), "objects": objects}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Record:
@@ -108,7 +111,8 @@ class Record:
         objects = stored["objects"]
         cases = [EpisodeCase(o["image"], o["object_id"], tuple(o["cue"])) for o in objects]
         iou, prompts = np.array([o["iou"] for o in objects]), np.array([o["prompts"] for o in objects])
-        return cls(stored["summary"]["name"], iou, prompts, cases, dict(stored["provenance"]))
+        provenance = {name: value for name, value in stored["summary"].items() if name not in MEASURED}
+        return cls(stored["summary"]["name"], iou, prompts, cases, provenance)
 
 
 def select_cases(env: SamPromptVectorEnv, max_objects: int | None) -> list[EpisodeCase]:

@@ -1,4 +1,4 @@
-"""Downloads and the cache folder: the one place where sam_gym reaches the network.
+"""Downloads and the cache folders: the one place where sam_gym reaches the network.
 
 A file is fetched into a temporary name beside its destination, checked by sha256 and renamed, so that an
 interrupted or corrupted download leaves nothing that a later run could mistake for the real thing. What to
@@ -26,6 +26,14 @@ def cache_dir() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("sam_gym", appauthor=False))
+
+
+def embeddings_dir() -> Path | None:
+    """Folder for image embeddings: `$SAM_GYM_EMBEDDINGS` ("off": None), else `cache_dir()/embeddings`."""
+    chosen = os.environ.get("SAM_GYM_EMBEDDINGS")
+    if not chosen:
+        return cache_dir() / "embeddings"
+    return None if chosen == "off" else Path(chosen).expanduser()
 
 
 def sha256_of(path: Path | str) -> str:

@@ -83,13 +83,13 @@ def _cells(record: Record) -> list[str]:
 
 
 def plot_learning(path: Path, points: Sequence[Mapping[str, Any]], records: Sequence[Record], title: str) -> None:
-    """Validation gain along training, and IoU against prompts on the held-out split, as one PNG.
+    """Validation gain along training, and IoU against prompts on the split of `records`, as one PNG.
 
     Args:
         path: Where to write.
         points: {"stage", "timesteps", "gain"} in order of training; timesteps count through all stages. Without any,
-            only the held-out split is shown.
-        records: Of the held-out split.
+            only the other panel is drawn.
+        records: Evaluations on one split.
         title: Over the picture.
     """
     import matplotlib
@@ -108,7 +108,7 @@ def plot_learning(path: Path, points: Sequence[Mapping[str, Any]], records: Sequ
             {"linewidth": 2.5, "color": "black"} if record.name == "agent" else {"linewidth": 1.2, "alpha": 0.9}
         )
         right.plot(range(len(record.curve)), record.curve, "o-", markersize=3, label=record.name, **style)
-    right.set(xlabel="prompts", ylabel="mean IoU", title="held-out split")
+    right.set(xlabel="prompts", ylabel="mean IoU", title=f"{records[0].provenance['split']} split")
     right.legend(frameon=False, fontsize=8)
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)

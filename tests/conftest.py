@@ -11,6 +11,9 @@ from typing import Any
 # threads that wait for each other cost fifty times the work. Tests of threading ask for two themselves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# No test may depend on embeddings that an earlier run left; tests of the disk tier name a folder of their own.
+os.environ["SAM_GYM_EMBEDDINGS"] = "off"
+
 import gymnasium
 import numpy as np
 import pytest

@@ -111,12 +111,12 @@ def test_record(finished: tuple[Path, subprocess.CompletedProcess]) -> None:
     assert record["hardware"]["cpus"] == os.cpu_count()
     assert record["command"][0].endswith("train_ppo.py")
     assert record["config"] == SECTION
-    assert [entry["name"] for entry in record["held_out"]] == [
+    assert [entry["name"] for entry in record["evaluation"]] == [
         "box only", "random", "centre", "oracle clicks", "clone alone", "agent"
     ]  # fmt: skip
-    for entry in record["held_out"]:
+    for entry in record["evaluation"]:
         assert (entry["split"], entry["source"], entry["objects"]) == ("test", "synthetic-em", 4)
-        assert entry["data_hash"] == record["held_out"][0]["data_hash"]
+        assert entry["data_hash"] == record["evaluation"][0]["data_hash"]
         assert len(entry["episode_list"]["sha256"]) == 64
         assert entry["checkpoint"].startswith("tiny_random-")
         assert len(entry["iou_after_prompts"]) == 6
@@ -135,9 +135,9 @@ def test_table_and_what_is_printed(finished: tuple[Path, subprocess.CompletedPro
     assert [line.split(" | ")[0].lstrip("| ") for line in lines[2:]] == [
         "box only", "random", "centre", "oracle clicks", "clone alone", "agent"
     ]  # fmt: skip
-    agent = json.loads((folder / "record.json").read_text())["held_out"][-1]
+    agent = json.loads((folder / "record.json").read_text())["evaluation"][-1]
     assert [float(cell) for cell in lines[-1].split(" | ")[1:7]] == pytest.approx(agent["iou_after_prompts"], abs=6e-4)
-    assert "held-out objects: 4" in done.stdout
+    assert "test split, 4 objects" in done.stdout
     assert all(cell in done.stdout for cell in lines[-1].strip("| ").split(" | "))
     assert re.search(
         r"clone +8 steps: validation IoU 0\.\d+ -> 0\.\d+ \(gain [+-]0\.\d+, [\d.]+ prompts\)", done.stdout
@@ -171,7 +171,7 @@ def test_evaluate_repeats_the_table(
     folder = finished[0]
     arguments = [folder / "model.zip", *TINY, "--objects", "4", "--out", tmp_path / "out"]
     assert script("evaluate.py", *arguments) is None
-    theirs, ours = (json.loads((f / "record.json").read_text())["held_out"] for f in (folder, tmp_path / "out"))
+    theirs, ours = (json.loads((f / "record.json").read_text())["evaluation"] for f in (folder, tmp_path / "out"))
     for entry in (*theirs, *ours):
         del entry["seconds"]
     assert ours == [entry for entry in theirs if entry["name"] != "clone alone"]
@@ -347,6 +347,7 @@ def test_bad_arguments_are_named(script: Script, config: Path, tmp_path: Path) -
         (f"there is no config {tmp_path / 'none.yml'}", train, "--config", tmp_path / "none.yml"),
         (f"{tmp_path / 'no.yml'} is not YAML", train, "--config", tmp_path / "no.yml"),
         (f"{tmp_path} is not the folder of a run", train, "--resume", tmp_path),
+        ("leave out --seed, --ppo-steps", train, "--resume", tmp_path, "--seed", "1", "--ppo-steps", "9"),
         ("unknown checkpoint 'mobil_sam'", train, *few, "--checkpoint", "mobil_sam"),
         ("'slow'", train, *few, "--precision", "slow"),
         ("--eval-objects must be at least 1, got 0", train, *few, "--eval-objects", "0"),

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sam_gym.data import SegmentationData, load_data
-from sam_gym.envs import observations
 from sam_gym.envs.episode import Episodes, GridActions, action_mode, clip_box, noisy_box, view_of
-from sam_gym.envs.rewards import Outcome, Quality, overlap, parse_reward, weighted
+from sam_gym.envs.observers import OBSERVERS, Observer, check_observer
+from sam_gym.envs.rewards import Outcome, Quality, parse_reward, weighted
 from sam_gym.sam.backend import ImageEmbedding, get_backend
+from sam_gym.sam.masks import Masks
 from sam_gym.sam.prompts import PromptBatch
 
 Rows = NDArray[np.intp]
@@ -39,8 +40,10 @@ class PromptSettings:
         data: "auto" (real files, else the marked stand-in), "real" (else an error) or "synthetic".
         checkpoint: Name in `sam_gym.sam.CHECKPOINTS` or path of a SAM weights file.
         device: "auto", "cpu", "cuda" ...
-        precision: "exact" (float32 decoder), "fast" (bfloat16) or "auto" (fast where the hardware has bfloat16).
+        precision: "exact" (float32 decoder), "fast" (bfloat16), "auto" (fast where the hardware has bfloat16) or
+            "official" (segment_anything's own decoder).
         action_mode: "grid", "point" or "box".
+        observation: "full", or "reference" for small rollout buffers (`sam_gym.envs.references`).
         grid: G, cells of the action grid and of the embedding per side.
         max_prompts: Prompts per episode, the cue box not counted.
         box_noise: e, relative error of each side of the cue box.
@@ -58,6 +61,7 @@ class PromptSettings:
     device: str = "auto"
     precision: str = "exact"
     action_mode: str = "grid"
+    observation: str = "full"
     grid: int = 16
     max_prompts: int = 5
     box_noise: float = 0.2
@@ -69,6 +73,7 @@ class PromptSettings:
 
     def __post_init__(self) -> None:
         parse_reward(self.reward)
+        check_observer(self.observation)
         limits = {"grid": (2, 32), "max_prompts": (1, 100), "box_noise": (0, 0.45), "view_scale": (1, 20)}
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
@@ -120,21 +125,16 @@ class PromptEngine:
             settings.dataset, settings.split, settings.data, settings.min_area, settings.max_area
         )
         self.backend = get_backend(settings.checkpoint, settings.device, settings.precision)
-        channels, grid, n = self.backend.embedding_channels, settings.grid, num_envs
-        self.observation_space = observations.observation_space(channels, grid)
-        self.episodes = Episodes.blank(n, settings.max_prompts, grid)
+        n = num_envs
+        self.episodes = Episodes.blank(n, settings.max_prompts, settings.grid)
+        self._observer: Observer = OBSERVERS[settings.observation](self.episodes, self.backend, settings.grid)
+        self.observation_space = self._observer.space
         self.quality = Quality(np.zeros(n), np.zeros(n))
         self.box_only_iou = np.zeros(n)
         self._reward = parse_reward(settings.reward)
-        self._predicted_iou = np.zeros(n, np.float32)
         self._logits = torch.zeros(n, *self.backend.mask_size, device=self.backend.device)
         self._embeddings: list[ImageEmbedding | None] = [None] * n
-        self._scenes: list[observations.Scene | None] = [None] * n
         self._truths: list[Tensor | None] = [None] * n
-        self._masks: list[Tensor | None] = [None] * n
-        self._maps = np.zeros((n, len(observations.MAPS), observations.MAP_SIZE, observations.MAP_SIZE), np.uint8)
-        self._embedding_maps = np.zeros((n, channels, grid, grid), np.float32)
-        self._state = np.zeros((n, len(observations.STATE)), np.float32)
 
     # ------------------------------------------------------------------ posing
 
@@ -200,10 +200,10 @@ class PromptEngine:
         """
         prompted = acted[~self.episodes.stopped[acted]]
         begun = self._stage(fresh)
-        logits, predicted = self._decode(prompted, begun)
-        rewards = self._finish_step(acted, prompted, logits[: len(prompted)], predicted[: len(prompted)])
+        decoded = self._decode(prompted, begun)
+        rewards = self._finish_step(acted, prompted, decoded[: len(prompted)])
         finals = {row: (self.observation(row), self.info(row)) for row in fresh if row in acted}
-        self._install(begun, logits[len(prompted) :], predicted[len(prompted) :])
+        self._install(begun, decoded[len(prompted) :])
         return rewards, finals
 
     def _stage(self, fresh: Mapping[int, Pose]) -> _Begun:
@@ -215,11 +215,16 @@ class PromptEngine:
             episodes.cue[i] = episodes.box[i] = pose.cue
             episodes.view[i] = view_of(pose.cue, self.settings.view_scale)
         embeddings = self.backend.encode([self.data.image(pose.image) for pose in fresh.values()])
-        return _Begun(np.fromiter(fresh, np.intp, len(fresh)), episodes, embeddings)
+        truths = [
+            torch.as_tensor(self.data.mask(pose.image, pose.object_id), device=self.backend.device)
+            for pose in fresh.values()
+        ]
+        return _Begun(np.fromiter(fresh, np.intp, len(fresh)), episodes, embeddings, truths)
 
-    def _decode(self, prompted: Rows, begun: _Begun) -> tuple[Tensor, NDArray[np.float32]]:
+    def _decode(self, prompted: Rows, begun: _Begun) -> _Decoded:
+        """The one decode call of a step: the prompts of running episodes, then the cue boxes of new ones."""
         if not len(prompted) and not len(begun.rows):
-            return self._logits[:0], np.zeros(0, np.float32)
+            return _Decoded(self._logits[:0], *(np.zeros(0) for _ in range(3)))
         running, new = self.episodes, begun.episodes
         has_mask = np.arange(len(prompted) + len(new)) < len(prompted)
         previous = self._logits[torch.as_tensor(prompted, device=self._logits.device)]
@@ -231,61 +236,36 @@ class PromptEngine:
             has_mask=has_mask,
         )
         embeddings = [_known(self._embeddings[row]) for row in prompted] + begun.embeddings
-        masks = self.backend.decode(embeddings, batch)
-        return masks.logits[:, 0], masks.predicted_iou[:, 0].cpu().numpy()
+        truths = [_known(self._truths[row]) for row in prompted] + begun.truths
+        return _Decoded.of(self.backend.decode(embeddings, batch, truths=truths))
 
-    def _finish_step(self, acted: Rows, prompted: Rows, logits: Tensor, predicted: NDArray) -> NDArray[np.float64]:
+    def _finish_step(self, acted: Rows, prompted: Rows, decoded: _Decoded) -> NDArray[np.float64]:
         before = Quality(self.quality.iou[acted].copy(), self.quality.dice[acted].copy())
         hit = np.zeros(len(self.episodes))
         for row in prompted:
             hit[row] = self._hit(row)
-        self._update_masks(prompted, logits, predicted)
+        self._update_masks(prompted, decoded, first=False)
         after = Quality(self.quality.iou[acted], self.quality.dice[acted])
-        self._state[acted, 0] = self._prompts_left(acted)
+        self._observer.count(acted)
         cost = self.settings.prompt_cost * np.isin(acted, prompted)
         return weighted(self._reward, Outcome(before, after, hit[acted])) - cost
 
-    def _install(self, begun: _Begun, logits: Tensor, predicted: NDArray) -> None:
+    def _install(self, begun: _Begun, decoded: _Decoded) -> None:
         self.episodes.put(begun.rows, begun.episodes)
         for i, row in enumerate(begun.rows):
-            image, object_id = int(begun.episodes.image[i]), int(begun.episodes.object_id[i])
-            view, cue, embedding = begun.episodes.view[i], begun.episodes.cue[i], begun.embeddings[i]
-            scene = observations.build_scene(self.data.image(image), embedding, view, cue, self.settings.grid)
-            self._embeddings[row], self._scenes[row] = embedding, scene
-            self._truths[row] = torch.as_tensor(self.data.mask(image, object_id), device=self.backend.device)
-            self._maps[row] = 0
-            self._maps[row, :3], self._maps[row, 4] = scene.image_map, scene.cue_map
-            self._embedding_maps[row] = scene.embedding
-            self._state[row, 3] = scene.view_size
-        self._update_masks(begun.rows, logits, predicted)
-        self._state[begun.rows, 0] = self._prompts_left(begun.rows)
-        self._state[begun.rows, 4] = 0  # the first mask is not a change
+            self._embeddings[row], self._truths[row] = begun.embeddings[i], begun.truths[i]
+            self._observer.begin(row, self.data.image(int(begun.episodes.image[i])), begun.embeddings[i])
+        self._update_masks(begun.rows, decoded, first=True)
+        self._observer.count(begun.rows)
         self.box_only_iou[begun.rows] = self.quality.iou[begun.rows]
 
-    def _update_masks(self, rows: Rows, logits: Tensor, predicted: NDArray) -> None:
-        """Take over new masks: quality against the truth on the device, small maps and scalars on the host."""
-        self._predicted_iou[rows] = predicted
-        overlaps = []
-        for i, row in enumerate(rows):
-            self._logits[row] = logits[i]
-            mask = self.backend.upscale(logits[i], _known(self._embeddings[row])) > 0
-            self._masks[row] = mask
-            overlaps.append(torch.stack(overlap(mask, _known(self._truths[row]))))
-            scene = _known(self._scenes[row])
-            new_map = observations.mask_map(logits[i], scene)
-            change = np.abs(new_map.astype(np.int16) - self._maps[row, 3]).mean() / 255
-            self._maps[row, 3] = new_map
-            self._maps[row, 5:] = observations.point_maps(
-                self.episodes.points[row], self.episodes.labels[row], self.episodes.view[row], self.settings.grid
-            )
-            self._state[row, 1:3] = np.clip(predicted[i], 0, 1), new_map.mean() / 255
-            self._state[row, 4] = change
-        if overlaps:
-            values = torch.stack(overlaps).double().cpu().numpy()
-            self.quality.iou[rows], self.quality.dice[rows] = values[:, 0], values[:, 1]
-
-    def _prompts_left(self, rows: Rows) -> NDArray[np.float32]:
-        return (1 - self.episodes.prompts[rows] / self.settings.max_prompts).astype(np.float32)
+    def _update_masks(self, rows: Rows, decoded: _Decoded, *, first: bool) -> None:
+        """Take over new masks; only small maps and scalars come to the host."""
+        if not len(rows):
+            return
+        self._logits[torch.as_tensor(rows, device=self._logits.device)] = decoded.logits
+        self.quality.iou[rows], self.quality.dice[rows] = decoded.iou, decoded.dice
+        self._observer.show(rows, decoded.logits, decoded.predicted_iou, first=first)
 
     def _hit(self, row: int) -> float:
         """+1 or -1: does the newest click's label agree with the truth under it? 0 if the prompt was a box."""
@@ -300,11 +280,7 @@ class PromptEngine:
 
     def observations(self, rows: Rows | slice = slice(None)) -> dict[str, NDArray]:
         """Fresh copies of the observations of `rows`, stacked."""
-        return {
-            "maps": self._maps[rows].copy(),
-            "embedding": self._embedding_maps[rows].copy(),
-            "state": self._state[rows].copy(),
-        }
+        return self._observer.get(rows)
 
     def observation(self, row: int) -> dict[str, NDArray]:
         """Fresh copy of the observation of one row."""
@@ -329,7 +305,7 @@ class PromptEngine:
 
     def mask(self, row: int) -> NDArray[np.bool_]:
         """(H, W) bool, the current mask at full size."""
-        return _known(self._masks[row]).cpu().numpy()
+        return (self.backend.upscale(self._logits[row], _known(self._embeddings[row])) > 0).cpu().numpy()
 
     def truth(self, row: int) -> NDArray[np.bool_]:
         """(H, W) bool, the object itself. For oracles and pictures; never for agents."""
@@ -338,11 +314,32 @@ class PromptEngine:
 
 @dataclass
 class _Begun:
-    """Episodes about to begin: the rows they will take, their arrays and embeddings."""
+    """Episodes about to begin: the rows they will take, their arrays, embeddings and objects."""
 
     rows: Rows
     episodes: Episodes
     embeddings: list[ImageEmbedding]
+    truths: list[Tensor]
+
+
+@dataclass
+class _Decoded:
+    """What a step needs of a decode: logits (n, 4h, 4w) on the device, and three numbers per mask on the host."""
+
+    logits: Tensor
+    predicted_iou: NDArray[np.float64]
+    iou: NDArray[np.float64]
+    dice: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, masks: Masks) -> _Decoded:
+        """The single masks of a decode with truths, in one copy to the host."""
+        measured = _known(masks.statistics)
+        numbers = torch.stack([masks.predicted_iou.double(), measured.iou, measured.dice])[..., 0].cpu().numpy()
+        return cls(masks.logits[:, 0], *numbers)
+
+    def __getitem__(self, rows: slice) -> _Decoded:
+        return _Decoded(self.logits[rows], self.predicted_iou[rows], self.iou[rows], self.dice[rows])
 
 
 def _known(value: Any) -> Any:

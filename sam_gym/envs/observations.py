@@ -40,50 +40,73 @@ def observation_space(channels: int, grid: int) -> spaces.Dict:
 
 
 @dataclass
-class Scene:
-    """What stays the same within one episode.
+class Sampling:
+    """Where the pixels of N mask maps lie, on the device.
 
     Attributes:
-        image_map: (3, 64, 64) uint8, the image in the view; black outside the image.
-        cue_map: (64, 64) uint8, 255 inside the cue box.
-        embedding: (C, G, G) float32, SAM's embedding in the view; zero outside the image.
-        grid: (1, 64, 64, 2) float32 on the device: the map's pixel centres in the model's input frame, in [-1, 1].
-        inside: (64, 64) bool on the device: which of them lie in the image.
-        view_size: Side of the view over the image's longer side, clipped to 1.
+        grid: (N, 64, 64, 2) float32: pixel centres in the model's input frame, in [-1, 1].
+        inside: (N, 64, 64) bool: which of them lie in the image.
     """
 
-    image_map: NDArray[np.uint8]
-    cue_map: NDArray[np.uint8]
-    embedding: NDArray[np.float32]
     grid: Tensor
     inside: Tensor
-    view_size: float
+
+    @classmethod
+    def blank(cls, n: int, device: torch.device) -> Sampling:
+        """N rows that see nothing yet."""
+        shape = (n, MAP_SIZE, MAP_SIZE)
+        return cls(torch.zeros(*shape, 2, device=device), torch.zeros(shape, dtype=torch.bool, device=device))
+
+    def put(self, row: int, other: Sampling) -> None:
+        """Write a sampling of one row into `row`."""
+        self.grid[row], self.inside[row] = other.grid[0], other.inside[0]
+
+    def at(self, rows: Tensor) -> Sampling:
+        """The sampling of some rows, as a copy."""
+        return Sampling(self.grid[rows], self.inside[rows])
 
 
-def build_scene(
-    image: NDArray[np.uint8], embedding: ImageEmbedding, view: NDArray[np.float32], cue: NDArray[np.float32], cells: int
-) -> Scene:
-    """The constant part of an episode's observations; `cells` is G of the action grid."""
-    device = embedding.features.device
-    grid, inside = _sampling_grid(view, MAP_SIZE, embedding, device)
-    fine, fine_inside = _sampling_grid(view, 2 * cells, embedding, device)
-    # "border", so that cells at the image's edge are not mixed with zeros from beyond it
-    sampled = F.grid_sample(embedding.features[None], fine, align_corners=False, padding_mode="border") * fine_inside
-    reduced = F.avg_pool2d(sampled, 2)[0]  # two samples a cell each way, so that wide views do not alias
-    return Scene(
-        image_map=_crop(image, view).transpose(2, 0, 1),
-        cue_map=_box_map(cue, view),
-        embedding=reduced.cpu().numpy(),
-        grid=grid,
-        inside=inside,
-        view_size=min(1.0, float(view[2]) / max(image.shape[:2])),
+def scene_maps(
+    image: NDArray[np.uint8], view: NDArray[np.float32], cue: NDArray[np.float32]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """What stays the same in the maps of an episode: the image in the view (3, 64, 64), and the cue box (64, 64)."""
+    return crop_map(image, view).transpose(2, 0, 1), box_map(cue, view)
+
+
+def embedding_map(embedding: ImageEmbedding, view: NDArray[np.float32], cells: int) -> Tensor:
+    """SAM's embedding in the view, (C, G, G) float32 on its device, 0 outside the image; `cells` is G.
+
+    Bilinear, two samples a cell each way so that wide views do not alias. Rows and columns are resampled apart, each by
+    a small matrix, and only the features that the view touches are read.
+    """
+    features = embedding.features.permute(1, 2, 0)  # (h, w, C), as it lies in memory
+    (top, down), (left, across) = (
+        _cell_weights(*_axis(view, 2 * cells, embedding, axis), features.shape[axis]) for axis in (0, 1)
     )
+    near = features[top : top + down.shape[1], left : left + across.shape[1]].float()
+    rows = torch.as_tensor(down, device=near.device) @ near.flatten(1)  # (G, w' * C)
+    return torch.matmul(torch.as_tensor(across, device=near.device), rows.unflatten(1, near.shape[1:])).permute(2, 0, 1)
 
 
-def mask_map(logits: Tensor, scene: Scene) -> NDArray[np.uint8]:
-    """Low-resolution logits (h, w) -> the mask's probability in the view, (64, 64) uint8."""
-    sampled = F.grid_sample(logits[None, None], scene.grid, align_corners=False, padding_mode="border")
-    probability = sampled[0, 0].sigmoid() * scene.inside
+def _cell_weights(places: NDArray, inside: NDArray[np.bool_], length: int) -> tuple[int, NDArray[np.float32]]:
+    """Weights of the features along one axis in each cell: from which feature on, and (G, features) float32.
+
+    `places` are two samples a cell in [-1, 1]. Beyond the border feature it is carried on, so that cells at the
+    image's edge are not mixed with zeros from outside it; samples outside the image count as zeros.
+    """
+    at = np.clip((places + 1) * length / 2 - 0.5, 0, length - 1)
+    low = np.minimum(at.astype(int), length - 2)
+    matrix = np.zeros((len(places), length), np.float32)
+    rows = np.arange(len(places))
+    matrix[rows, low] = (low + 1 - at) * inside
+    matrix[rows, low + 1] = (at - low) * inside
+    return int(low[0]), matrix.reshape(-1, 2, length).mean(axis=1)[:, low[0] : low[-1] + 2]
+
+
+def mask_maps(logits: Tensor, sampling: Sampling) -> NDArray[np.uint8]:
+    """Low-resolution logits (n, 4h, 4w) -> the masks' probabilities in their views, (n, 64, 64) uint8."""
+    sampled = F.grid_sample(logits[:, None], sampling.grid, align_corners=False, padding_mode="border")
+    probability = sampled[:, 0].sigmoid() * sampling.inside
     return (probability * 255).round().to(torch.uint8).cpu().numpy()
 
 
@@ -101,22 +124,30 @@ def point_maps(
     return maps
 
 
-def _sampling_grid(
-    view: NDArray[np.float32], size: int, embedding: ImageEmbedding, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Centres of size x size cells of the view as grid_sample coordinates, and which of them lie in the image."""
-    height, width = embedding.image_size
+def _axis(
+    view: NDArray[np.float32], size: int, embedding: ImageEmbedding, axis: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Centres of `size` cells of the view along axis 0 (y) or 1 (x), and which of them lie in the image.
+
+    They are given in the model's square input frame, which is [-1, 1].
+    """
+    length = embedding.image_size[axis]
     side = max(embedding.input_size)  # the longer side of the image fills the model's square input
-    offsets = (np.arange(size, dtype=np.float64) + 0.5) / size * view[2]
-    x, y = view[0] + offsets, view[1] + offsets
-    inside = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))[None]
-    x_norm = 2 * x * (embedding.input_size[1] / width) / side - 1
-    y_norm = 2 * y * (embedding.input_size[0] / height) / side - 1
-    grid = np.stack(np.meshgrid(x_norm, y_norm), axis=-1).astype(np.float32)
-    return torch.as_tensor(grid, device=device)[None], torch.as_tensor(inside, device=device)
+    pixels = view[1 - axis] + (np.arange(size, dtype=np.float64) + 0.5) / size * view[2]
+    return 2 * pixels * (embedding.input_size[axis] / length) / side - 1, (pixels >= 0) & (pixels < length)
 
 
-def _crop(image: NDArray[np.uint8], view: NDArray[np.float32]) -> NDArray[np.uint8]:
+def sampling_of(view: NDArray[np.float32], embedding: ImageEmbedding) -> Sampling:
+    """Where the pixels of a mask map lie in the view; one row."""
+    (y, y_inside), (x, x_inside) = (_axis(view, MAP_SIZE, embedding, axis) for axis in (0, 1))
+    grid = np.empty((MAP_SIZE, MAP_SIZE, 2), np.float32)
+    grid[..., 0], grid[..., 1] = x, y[:, None]
+    device = embedding.features.device
+    inside = torch.as_tensor(y_inside[:, None] & x_inside, device=device)
+    return Sampling(torch.as_tensor(grid, device=device)[None], inside[None])
+
+
+def crop_map(image: NDArray[np.uint8], view: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The view cut out of the image, black outside, resized with anti-aliasing to (64, 64, 3)."""
     height, width = image.shape[:2]
     left, top = (int(np.floor(v)) for v in view[:2])
@@ -132,7 +163,8 @@ def _crop(image: NDArray[np.uint8], view: NDArray[np.float32]) -> NDArray[np.uin
     return np.asarray(resized)
 
 
-def _box_map(box: NDArray[np.float32], view: NDArray[np.float32]) -> NDArray[np.uint8]:
+def box_map(box: NDArray[np.float32], view: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(64, 64) uint8: 255 inside a box (x0, y0, x1, y1) of image pixels, seen in the view."""
     centres = (np.arange(MAP_SIZE) + 0.5) / MAP_SIZE * view[2]
     x, y = view[0] + centres, view[1] + centres
     inside = ((y >= box[1]) & (y < box[3]))[:, None] & ((x >= box[0]) & (x < box[2]))[None]

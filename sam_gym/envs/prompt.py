@@ -60,6 +60,12 @@ class SamPromptEnv(gymnasium.Env):
     | `embedding` | (C, G, G) float32         | SAM's image embedding in the view (C = 256), 0 outside the image      |
     | `state`     | (5,) float32 in [0, 1]    | prompts left, SAM's predicted IoU, mask area in the view, view side / image side, change of the mask by the last prompt |
 
+    With `observation="reference"` what stays the same within an episode is left out, so that a rollout buffer holds
+    4 KB an observation instead of 285: `mask` (1, 64, 64) uint8, `clicks` (5, 3) float32 (x, y in image pixels and label,
+    -1 for none yet), `state`, and `reference` (8,) float32: the image's number, the view (left, top, side) and the cue
+    (x0, y0, x1, y1), in image pixels. `sam_gym.envs.references.resolve` makes the full observation of it, within the process
+    of the environment only; `sam_gym.sb3.SpatialPolicy` does so by itself.
+
     ## Rewards
 
     IoU after the step minus IoU before it, at the image's full resolution, minus `prompt_cost` for a prompt. The
@@ -96,8 +102,9 @@ class SamPromptEnv(gymnasium.Env):
     | `data`         | "auto"        | "real": an error if the files cannot be had; "synthetic": the stand-in; "auto": real, else the stand-in with a warning |
     | `checkpoint`   | "mobile_sam"  | name or path of SAM weights                                          |
     | `device`       | "auto"        | where SAM runs                                                       |
-    | `precision`    | "exact"       | SAM's decoder: "exact" float32, "fast" bfloat16, "auto"              |
+    | `precision`    | "exact"       | SAM's decoder: "exact" float32, "fast" bfloat16, "auto", "official"  |
     | `action_mode`  | "grid"        | "grid", "point" or "box"                                             |
+    | `observation`  | "full"        | "reference": a few KB that the policy resolves, see Observation Space |
     | `grid`         | 16            | G                                                                    |
     | `max_prompts`  | 5             | prompts per episode, the cue not counted                             |
     | `box_noise`    | 0.2           | e of the cue box                                                     |

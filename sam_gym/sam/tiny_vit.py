@@ -3,7 +3,7 @@
 The network is timm's `tiny_vit_5m_224` with its last downsampling undone (so that the embedding has 1/16 of the
 image's resolution, as SAM's decoder expects) followed by the neck of SAM's own encoder. This file builds it and
 translates the names that MobileSAM's official weights use. It neither fetches nor reads weights: see
-`sam_gym.sam.checkpoints`.
+`sam_gym.sam.sources` and `sam_gym.sam.weights_files`.
 
 Sources: Zhang et al. 2023, "Faster Segment Anything: Towards Lightweight SAM for Mobile Applications"
 (arXiv:2306.14289); Wu et al. 2022, "TinyViT" (arXiv:2207.10666).

@@ -6,6 +6,7 @@ No layer mixes samples of a batch (no BatchNorm, no attention across it), so PPO
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +19,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from sam_gym.envs.observations import observation_space as full_observation_space
 from sam_gym.envs.prompt import SamPromptVectorEnv
+from sam_gym.envs.references import resolve
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -63,6 +66,35 @@ class SpatialExtractor(BaseFeaturesExtractor):
         return self.trunk(torch.cat(parts, dim=1))
 
 
+class ReferenceExtractor(SpatialExtractor):
+    """`SpatialExtractor` for environments made with `observation="reference"`: it resolves the references first.
+
+    With the same weights it gives the same features as `SpatialExtractor` does of full observations.
+
+    Args:
+        observation_space: Of SamPrompt with `observation="reference"`.
+        grid: G of the action grid; `SpatialPolicy` fills it in.
+        embedding_channels: C of the embedding: 256 for every published SAM.
+        channels: As for `SpatialExtractor`.
+        width: As for `SpatialExtractor`.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        grid: int,
+        embedding_channels: int = 256,
+        channels: int = 48,
+        width: int = 64,
+    ) -> None:
+        super().__init__(full_observation_space(embedding_channels, grid), channels, width)
+        self._observation_space = observation_space
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """(N, width, G, G) features."""
+        return super().forward(resolve(observations, self.grid))
+
+
 class ActionHead(nn.Module):
     """Features (N, width, G, G) -> logits (N, 2 * G * G + 1): one per cell and sign; stop from the pooled features."""
 
@@ -96,15 +128,23 @@ class SpatialPolicy(MaskableMultiInputActorCriticPolicy):
         action_space: Discrete(2 * G * G + 1).
         lr_schedule: Learning rate by remaining progress.
         **kwargs: As for SB3's policies; `features_extractor_kwargs` sets `channels` and `width`.
+            Reference observations are taken as well (`ReferenceExtractor`).
     """
 
     def __init__(
         self, observation_space: spaces.Dict, action_space: spaces.Discrete, lr_schedule: Schedule, **kwargs: Any
     ) -> None:
-        cells = _shape(observation_space, "embedding")[-1] ** 2
-        if not isinstance(action_space, spaces.Discrete) or action_space.n != 2 * cells + 1:
-            raise ValueError(f"SpatialPolicy acts on the grid: Discrete({2 * cells + 1}) is needed, got {action_space}")
-        kwargs = {"features_extractor_class": SpatialExtractor, "net_arch": [], **kwargs}
+        clicks = action_space.n - 1 if isinstance(action_space, spaces.Discrete) else 0
+        referring = "reference" in observation_space.spaces
+        grid = math.isqrt(int(clicks) // 2) if referring else _shape(observation_space, "embedding")[-1]
+        if clicks != 2 * grid * grid or not clicks:
+            raise ValueError(
+                f"SpatialPolicy acts on the grid: Discrete({2 * grid * grid + 1}) is needed, got {action_space}"
+            )
+        extractor = ReferenceExtractor if referring else SpatialExtractor
+        kwargs = {"features_extractor_class": extractor, "net_arch": [], **kwargs}
+        if referring:
+            kwargs["features_extractor_kwargs"] = {"grid": grid, **(kwargs.get("features_extractor_kwargs") or {})}
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:

@@ -1,24 +1,13 @@
-"""Fixtures of the data tests: where the real sections are, and a loader that remembers nothing."""
+"""Fixtures of the data tests: a loader that remembers nothing."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from sam_gym import fetching
 from sam_gym.data import datasets, sources
-
-
-@pytest.fixture(scope="session")
-def real_folder() -> Path:
-    """The folder of real files; a missing one fails the tests, since they would otherwise prove nothing."""
-    repository = Path(__file__).resolve().parents[2]
-    folder = Path(os.environ.get("SAM_GYM_DATA") or repository.parent / "shared" / "data")
-    if not (folder / "isbi2012").is_dir():
-        pytest.fail(f"the real ISBI sections are needed: {folder / 'isbi2012'} does not exist; set SAM_GYM_DATA")
-    return folder.resolve()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -222,6 +222,23 @@ def well_inside(x: NDArray, y: NDArray, size: tuple[int, int], margin: float) ->
     return (x > margin) & (x < size[1] - margin) & (y > margin) & (y < size[0] - margin)
 
 
+class Scene(NamedTuple):
+    image_map: NDArray[np.uint8]
+    cue_map: NDArray[np.uint8]
+    embedding: NDArray[np.float32]
+    sampling: observations.Sampling
+
+
+def scene_of(
+    image: NDArray[np.uint8], embedding: ImageEmbedding, view: NDArray[np.float32], cue: NDArray, grid: int
+) -> Scene:
+    return Scene(
+        *observations.scene_maps(image, view, cue),
+        observations.embedding_map(embedding, view, grid).numpy(),
+        observations.sampling_of(view, embedding),
+    )
+
+
 @settings(max_examples=60)
 @given(image_and_box(smallest=6), st.sampled_from([4, 16, 32]))
 def test_maps_are_aligned(case: tuple[tuple[int, int], NDArray], grid: int) -> None:
@@ -234,7 +251,7 @@ def test_maps_are_aligned(case: tuple[tuple[int, int], NDArray], grid: int) -> N
     across = np.broadcast_to((np.arange(size[1]) / step)[None], size)
     down = np.broadcast_to((np.arange(size[0]) / step)[:, None], size)
     image = np.stack([across, down, np.full(size, 200.0)], axis=-1).round().astype(np.uint8)
-    scene = observations.build_scene(image, embedding_of(size, ramps(size, 16)), view, cue, grid)
+    scene = scene_of(image, embedding_of(size, ramps(size, 16)), view, cue, grid)
 
     x, y = centres_in_view(view, MAP)
     outside = (x < -1 - view[2] / MAP) | (x > size[1] + 1 + view[2] / MAP)
@@ -263,7 +280,7 @@ def test_maps_are_aligned(case: tuple[tuple[int, int], NDArray], grid: int) -> N
     x, y = centres_in_view(view, MAP)
     inside = well_inside(x, y, size, max(size) / 64 / 2)
     for logits, expected in zip(low, ((x - middle[0]) * slope, (y - middle[1]) * slope), strict=True):
-        got = observations.mask_map(torch.as_tensor(logits, dtype=torch.float32), scene)
+        got = observations.mask_maps(torch.as_tensor(logits, dtype=torch.float32)[None], scene.sampling)[0]
         probability = np.broadcast_to(255 / (1 + np.exp(-expected)), (MAP, MAP))
         assert np.abs(got - probability)[inside].max(initial=0) <= 1
         assert (got[~well_inside(x, y, size, 0) & ~well_inside(x, y, size, -1e-3)] == 0).all()
@@ -273,9 +290,7 @@ def test_maps_are_aligned(case: tuple[tuple[int, int], NDArray], grid: int) -> N
 def test_features_reach_to_the_image_border_undimmed(case: tuple[tuple[int, int], NDArray]) -> None:
     size, cue = case
     view = view_of(cue, 1.7)
-    scene = observations.build_scene(
-        np.zeros((*size, 3), np.uint8), embedding_of(size, np.ones((1, 16, 16))), view, cue, 8
-    )
+    scene = scene_of(np.zeros((*size, 3), np.uint8), embedding_of(size, np.ones((1, 16, 16))), view, cue, 8)
     x, y = centres_in_view(view, 16)
     inside = well_inside(x, y, size, 0).reshape(8, 2, 8, 2).mean(axis=(1, 3))
     edges = np.abs(np.concatenate([x.ravel(), x.ravel() - size[1], y.ravel(), y.ravel() - size[0]])).min()
@@ -304,11 +319,8 @@ def test_extreme_objects_give_finite_observations(cue: Any) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(1, 256, (512, 512, 3), dtype=np.uint8)
     box = np.array(cue, np.float32)
-    scene = observations.build_scene(
-        image, embedding_of((512, 512), rng.normal(size=(4, 16, 16))), view_of(box, 1.7), box, 16
-    )
+    scene = scene_of(image, embedding_of((512, 512), rng.normal(size=(4, 16, 16))), view_of(box, 1.7), box, 16)
     assert np.isfinite(scene.embedding).all()
     assert scene.image_map.any()
     assert scene.cue_map.any()
-    assert 0 < scene.view_size <= 1
-    assert observations.mask_map(torch.full((64, 64), 20.0), scene).max() == 255
+    assert observations.mask_maps(torch.full((1, 64, 64), 20.0), scene.sampling).max() == 255

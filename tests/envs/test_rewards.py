@@ -1,4 +1,4 @@
-"""Overlaps and rewards by hand."""
+"""Rewards by hand."""
 
 from __future__ import annotations
 
@@ -6,31 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from sam_gym.envs.rewards import Outcome, Quality, overlap, parse_reward, weighted
-
-
-def mask(*rows: str) -> torch.Tensor:
-    return torch.tensor([[character == "#" for character in row] for row in rows])
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "iou", "dice"),
-    [
-        (mask("##..", "##.."), mask("##..", "##.."), 1, 1),
-        (mask("##..", "##.."), mask("..##", "..##"), 0, 0),
-        (mask("##..", "##.."), mask(".##.", ".##."), 2 / 6, 4 / 8),
-        (mask("####", "...."), mask("#...", "...."), 1 / 4, 2 / 5),
-        (mask("....", "...."), mask("#...", "...."), 0, 0),
-        (mask("....", "...."), mask("....", "...."), 1, 1),
-    ],
-)
-def test_overlap(a: torch.Tensor, b: torch.Tensor, iou: float, dice: float) -> None:
-    for first, second in ((a, b), (b, a)):
-        got = overlap(first, second)
-        assert [float(value) for value in got] == pytest.approx([iou, dice])
-
+from sam_gym.envs.rewards import Outcome, Quality, parse_reward, weighted
 
 OUTCOME = Outcome(
     before=Quality(np.array([0.5, 0.2]), np.array([0.6, 0.3])),

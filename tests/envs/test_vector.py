@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
@@ -128,6 +129,30 @@ def test_mixed_steps_need_one_decode_call(make_vec: Callable[..., VectorEnv], mo
         assert env.unwrapped.engine.backend.decoder_calls == before + 1
         if mode == "Disabled" and (ended := terminated | truncated).any():
             env.reset(options={"reset_mask": ended})
+
+
+@pytest.mark.parametrize("observation", ["full", "reference"])
+def test_no_full_size_mask_comes_to_the_host(
+    make_vec: Callable[..., VectorEnv], observation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step copies small maps and scalars from the device; 512 x 512 and 64 x 64 logits stay there."""
+    env = make_vec(N, observation=observation)
+    env.reset(seed=0)
+    copied: list[tuple[int, ...]] = []
+    for name in ("cpu", "numpy", "tolist", "__array__"):
+        original = getattr(torch.Tensor, name)
+
+        def recorded(self: torch.Tensor, *args: Any, original: Any = original, **kwargs: Any) -> Any:
+            copied.append(tuple(self.shape))
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, recorded)
+    env.step(np.arange(N))
+    monkeypatch.undo()
+    assert copied
+    maps = (N, 64, 64)
+    assert all(shape == maps or np.prod(shape) <= 3 * N for shape in copied), copied
+    assert copied.count(maps) <= 2  # .cpu() and .numpy() of one tensor
 
 
 def test_spec_survives_json(make_vec: Callable[..., VectorEnv], same: Callable[[Any, Any], None]) -> None:

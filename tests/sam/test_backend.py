@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sam_gym.sam import ImageEmbedding, Masks, PromptBatch, SamBackend, get_backend
+from sam_gym.sam import ImageEmbedding, Masks, PromptBatch, SamBackend, cache, get_backend
 from sam_gym.sam.cache import EmbeddingCache, content_key
 
 SIZES = ((64, 96), (100, 40), (256, 256), (30, 300), (17, 17))
@@ -44,14 +44,14 @@ def mask_prompt(seed: int) -> torch.Tensor:
     return torch.as_tensor(np.random.default_rng(seed).normal(0, 8, (64, 64)), dtype=torch.float32)
 
 
-def decode(backend: SamBackend, images: list[ImageEmbedding], rows: list[Row], *, multimask: bool = False) -> Masks:
+def decode(backend: SamBackend, images: list[ImageEmbedding], rows: list[Row], **arguments: Any) -> Masks:
     batch = PromptBatch.from_lists(
         points=[[xy for xy, _ in clicks] for _, clicks, _, _ in rows],
         labels=[[label for _, label in clicks] for _, clicks, _, _ in rows],
         boxes=[box for _, _, box, _ in rows],
         mask_logits=[mask_prompt(image + len(clicks)) if masked else None for image, clicks, _, masked in rows],
     )
-    return backend.decode([images[row[0]] for row in rows], batch, multimask=multimask)
+    return backend.decode([images[row[0]] for row in rows], batch, **arguments)
 
 
 @st.composite
@@ -172,6 +172,25 @@ def test_sizes_of_images_are_kept(images: list[ImageEmbedding]) -> None:
     assert all(image.features.shape == (32, 16, 16) for image in images)
 
 
+def test_keys_follow_the_pixels() -> None:
+    """A read-only array's key is remembered as long as the array lives, a writable one's never."""
+    image = picture((8, 9))
+    before = content_key(image)
+    image[0, 0, 0] ^= 1
+    assert content_key(image) != before
+    image[0, 0, 0] ^= 1
+    image.setflags(write=False)
+    assert content_key(image) == before == content_key(image)
+    assert id(image) in cache._known
+    part = picture((9, 9))[:8]
+    part.setflags(write=False)  # a view: somebody else may write to it
+    content_key(part)
+    assert id(part) not in cache._known
+    number = id(image)
+    del image
+    assert number not in cache._known
+
+
 def test_full_size_masks(backends: dict[int, SamBackend], images: list[ImageEmbedding]) -> None:
     logits = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     backend = backends[1]
@@ -179,8 +198,69 @@ def test_full_size_masks(backends: dict[int, SamBackend], images: list[ImageEmbe
         full = backend.upscale(logits, image)
         assert full.shape == (2, 3, *image.image_size)
         expected = backend.sam.postprocess_masks(logits.flatten(0, 1)[None], image.input_size, image.image_size)
-        assert torch.equal(full.flatten(0, 1), expected[0])
+        torch.testing.assert_close(full.flatten(0, 1), expected[0], rtol=0, atol=2e-6)
         assert torch.equal(backend.upscale(logits[1, 2], image), full[1, 2])
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 16])
+@pytest.mark.parametrize("multimask", [False, True])
+def test_statistics_are_those_of_the_masks_at_full_size(
+    backends: dict[int, SamBackend], images: list[ImageEmbedding], micro_batch: int, multimask: bool
+) -> None:
+    """However many masks are decoded together, of images of whatever sizes."""
+    handles = [images[row[0]] for row in EVERY_KIND]
+    rng = np.random.default_rng(0)
+    truths = [torch.as_tensor(rng.random(handle.image_size) < 0.4) for handle in handles]
+    backend = backends[micro_batch]
+    calls = backend.decoder_calls
+    plain = decode(backend, images, EVERY_KIND, multimask=multimask)
+    assert plain.statistics is None
+    assert plain.full is None
+    got = decode(backend, images, EVERY_KIND, multimask=multimask, statistics=True, truths=truths, full=True)
+    assert backend.decoder_calls == calls + 2
+    assert torch.equal(got.logits, plain.logits)
+    assert got.statistics is not None
+    assert got.full is not None
+    for i, (handle, truth, masks) in enumerate(zip(handles, truths, got.full, strict=True)):
+        assert torch.equal(masks, backend.upscale(got.logits[i], handle) > 0)
+        for k, mask in enumerate(masks):
+            assert got.statistics.area[i, k] == mask.sum()
+            assert got.statistics.box[i, k].tolist() == extent(mask)
+            union, shared = int((mask | truth).sum()), int((mask & truth).sum())
+            assert got.statistics.iou[i, k] == shared / union
+            assert got.statistics.dice[i, k] == 2 * shared / int(mask.sum() + truth.sum())
+    boxes = decode(backend, images, EVERY_KIND, multimask=multimask, statistics=True).statistics
+    overlaps = decode(backend, images, EVERY_KIND, multimask=multimask, truths=truths).statistics
+    assert boxes is not None
+    assert overlaps is not None
+    assert torch.equal(boxes.box, got.statistics.box)
+    assert torch.equal(overlaps.iou, got.statistics.iou)
+    assert overlaps.box is None
+    with pytest.raises(ValueError, match=r"pass truths="):
+        _ = boxes.iou
+
+
+def extent(mask: torch.Tensor) -> list[int]:
+    y, x = mask.nonzero(as_tuple=True)
+    return [int(v) for v in (x.min(), y.min(), x.max() + 1, y.max() + 1)] if len(x) else [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("truths", "message"),
+    [
+        ([], "0 truths for 1 masks"),
+        ([torch.zeros(64, 96)], r"truth 0 is torch.float32 of shape \(64, 96\); expected torch.bool"),
+        (
+            [torch.zeros(96, 64, dtype=torch.bool)],
+            r"shape \(96, 64\); expected torch.bool of its image's shape \(64, 96\)",
+        ),
+    ],
+)
+def test_truths_must_fit(
+    backends: dict[int, SamBackend], images: list[ImageEmbedding], truths: list[torch.Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode(backends[1], images, EVERY_KIND[:1], truths=truths)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +401,7 @@ def test_fast_precision_is_nearly_exact(backends: dict[int, SamBackend], images:
 
 
 def test_unknown_precision() -> None:
-    with pytest.raises(ValueError, match="'half' is unknown; choose 'exact', 'fast' or 'auto'"):
+    with pytest.raises(ValueError, match="'half' is unknown; choose 'exact', 'fast', 'auto' or 'official'"):
         get_backend("tiny_random", "cpu", "half")
 
 

@@ -4,6 +4,7 @@ The faults are played through with a small checkpoint `fake`, whose official fil
 path as MobileSAM's. The real weights come from the default cache folder, and are fetched if they are not there.
 """
 
+import dataclasses
 import os
 import re
 import socket
@@ -16,9 +17,9 @@ import safetensors.torch
 import torch
 
 from sam_gym.fetching import FetchError, sha256_of
-from sam_gym.sam import checkpoints, minisam
+from sam_gym.sam import CHECKPOINTS, CheckpointError, checkpoint_id, load_sam, minisam, sources, weights_files
 from sam_gym.sam.architectures import build
-from sam_gym.sam.checkpoints import CHECKPOINTS, Checkpoint, CheckpointError, OfficialFile, checkpoint_id, load_sam
+from sam_gym.sam.sources import Checkpoint, OfficialFile
 
 
 @pytest.fixture
@@ -138,8 +139,8 @@ def test_a_default_device_of_the_user_does_not_reach_the_model():
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(CheckpointError) as error:
         load_sam("MobileSAM")
-    assert "Did you mean 'mobile_sam'?" in str(error.value)
-    assert "mobile_sam, tiny_random" in str(error.value)
+    assert "Did you mean 'mobile_sam'" in str(error.value)
+    assert "mobile_sam, vit_b, vit_l, vit_h, medsam, tiny_random" in str(error.value)
     assert "path" in str(error.value)
     with pytest.raises(CheckpointError, match="unknown checkpoint 'zzz'. Known names"):
         checkpoint_id("zzz")
@@ -161,6 +162,70 @@ def test_half_precision_files_become_float32(tmp_path):
     assert {parameter.dtype for parameter in load_sam(path).parameters()} == {torch.float32}
 
 
+def _wrapped(key, prefix=""):
+    return lambda state: {key: {prefix + name: tensor for name, tensor in state.items()}, "epoch": 3}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        _wrapped("model"),
+        _wrapped("state_dict"),
+        _wrapped("model_state_dict"),
+        _wrapped("model", "module."),  # MedSAM's training on several GPUs
+        _wrapped("model_state", "sam."),  # torch_em
+        lambda state: {f"module.sam.{name}": tensor for name, tensor in state.items()},
+        lambda state: {f"sam.{name}": tensor.bfloat16() for name, tensor in state.items()},
+    ],
+)
+def test_wrappings_of_training_scripts_are_taken_off(tmp_path, wrap):
+    model = build("tiny", seed=5)
+    state = wrap(model.state_dict())
+    if all(isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 for value in state.values()):
+        model = model.bfloat16().float()
+    torch.save(state, tmp_path / "wrapped.pth")
+    loaded = load_sam(tmp_path / "wrapped.pth")
+    assert _equal(loaded, model)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_a_prefix_that_only_some_names_have_is_not_taken_off(tmp_path):
+    state = build("tiny").state_dict()
+    state["module.mask_decoder.iou_token.weight"] = state.pop("mask_decoder.iou_token.weight")
+    torch.save(state, tmp_path / "mixed.pt")
+    with pytest.raises(CheckpointError, match=r"1 not expected \(module.mask_decoder.iou_token.weight\)"):
+        load_sam(tmp_path / "mixed.pt")
+
+
+def test_files_in_torchs_old_format_load(tmp_path):
+    model = build("tiny", seed=5)
+    torch.save(model.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert _equal(load_sam(tmp_path / "old.pt"), model)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_loaded_model_does_not_depend_on_its_file_any_more(tmp_path, suffix):
+    path = tmp_path / f"mine{suffix}"
+    (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(build("tiny", 5).state_dict(), path)
+    loaded = load_sam(path)
+    with path.open("r+b") as file:  # in place, as the file is mapped into memory while it is read
+        file.write(bytes(path.stat().st_size))
+    assert _equal(loaded, build("tiny", 5))
+
+
+def test_a_file_is_hashed_once_and_again_when_it_changed(tmp_path, monkeypatch):
+    path = tmp_path / "mine.pt"
+    torch.save(build("tiny", 5).state_dict(), path)
+    hashed = []
+    monkeypatch.setattr(weights_files, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+    first = checkpoint_id(path)
+    assert checkpoint_id(str(path)) == first
+    assert len(hashed) == 1
+    torch.save(build("tiny", 6).state_dict(), path)
+    assert checkpoint_id(path) == f"mine-{sha256_of(path)[:12]}" != first
+    assert len(hashed) == 2
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("kept", [0, 100, 0.5, -1])
 def test_a_truncated_file_is_named_with_the_cause_and_a_way_out(tmp_path, suffix, kept):
@@ -177,7 +242,14 @@ def test_a_foreign_architecture_is_described(tmp_path):
     torch.save(torch.nn.Linear(3, 2).state_dict(), path)
     with pytest.raises(CheckpointError) as error:
         load_sam(path)
-    for told in (str(path), "mobile_sam, tiny", "weight [2, 3]", "Found 2 tensors", "missing", "not expected"):
+    for told in (
+        str(path),
+        "mobile_sam, vit_b, vit_l, vit_h, tiny",
+        "weight [2, 3]",
+        "Found 2 tensors",
+        "missing",
+        "not expected",
+    ):
         assert told in str(error.value)
 
 
@@ -232,7 +304,8 @@ def test_two_processes_at_once_both_succeed_with_the_same_file(fake, cache, tmp_
     load_sam("fake")
     monkeypatch.setenv("SAM_GYM_CACHE", str(tmp_path / "shared"))
     script = (
-        "from sam_gym.sam.checkpoints import CHECKPOINTS, Checkpoint, OfficialFile, checkpoint_id, load_sam\n"
+        "from sam_gym.sam import CHECKPOINTS, checkpoint_id, load_sam\n"
+        "from sam_gym.sam.sources import Checkpoint, OfficialFile\n"
         f"CHECKPOINTS['fake'] = {fake!r}\n"
         "load_sam('fake'); print(checkpoint_id('fake'))"
     )
@@ -281,7 +354,7 @@ def test_an_official_file_with_another_hash_is_refused(fake, cache, official, mo
 
 
 def test_a_silent_server_is_given_up(fake, cache, official, monkeypatch):
-    monkeypatch.setattr(checkpoints, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(sources, "CONNECT_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:  # it accepts, and never answers
         url = f"http://127.0.0.1:{server.getsockname()[1]}/fake.pt"
         monkeypatch.setitem(CHECKPOINTS, "fake", _fake(official, url=url))
@@ -314,10 +387,23 @@ def test_a_users_copy_of_the_official_file_is_checked_and_cached(fake, cache, of
         load_sam("fake")
 
 
-def test_a_file_put_into_the_cache_folder_is_found(fake, cache, official):
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_a_file_put_into_the_cache_folder_is_found(fake, cache, official, suffix):
     cache.mkdir(parents=True)
-    official.rename(cache / "fake.pt")
-    assert _equal(load_sam("fake"), build("tiny", seed=7))
+    official.unlink()
+    mine = build("tiny", seed=8)
+    (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(
+        mine.state_dict(), cache / f"fake{suffix}"
+    )
+    assert _equal(load_sam("fake"), mine)
+    assert _files(cache) == [f"fake{suffix}"], "a file of the user's own is not made 'the' checkpoint"
+
+
+def test_files_in_the_cache_folder_that_only_begin_like_a_checkpoint_are_left_alone(fake, cache):
+    cache.mkdir(parents=True)
+    (cache / "fake-tuned.safetensors").write_text("the user's own business")
+    load_sam("fake")
+    assert "fake-tuned.safetensors" in _files(cache)
 
 
 def test_a_users_file_of_another_architecture_is_refused(fake, official, monkeypatch):
@@ -327,14 +413,38 @@ def test_a_users_file_of_another_architecture_is_refused(fake, official, monkeyp
         load_sam("fake")
 
 
+@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h", "medsam"])
+def test_without_a_network_the_large_ones_say_where_to_get_them(cache, monkeypatch, name):
+    def unreachable(url, *arguments, **settings):
+        raise FetchError(f"{url}: no network")
+
+    monkeypatch.setattr(sources, "download", unreachable)
+    monkeypatch.delenv(f"SAM_GYM_{name.upper()}", raising=False)
+    with pytest.raises(CheckpointError) as error:
+        load_sam(name)
+    told = str(error.value)
+    home = {"medsam": "bowang-lab/MedSAM"}.get(name, "facebookresearch/segment-anything")
+    assert f"get the file by hand (https://github.com/{home})" in told
+    assert f"SAM_GYM_{name.upper()}, or put it at {cache / name}.pt (or .pth)" in told
+    assert f"{CHECKPOINTS[name].official.url}: no network" in told
+    assert "npm on the PATH" not in told, "there is no package of it"
+
+
+def test_a_file_of_another_architecture_is_not_taken_for_a_vit_b(cache, official, monkeypatch, capsys):
+    monkeypatch.setenv("SAM_GYM_VIT_B", str(official))
+    monkeypatch.setitem(CHECKPOINTS, "vit_b", dataclasses.replace(CHECKPOINTS["vit_b"], official=None))
+    with pytest.raises(CheckpointError, match=r"official\.pt is a tiny, not a vit_b"):
+        load_sam("vit_b")
+    assert "official.pt is a tiny" in capsys.readouterr().err
+
+
 def test_an_interrupted_conversion_leaves_nothing(fake, cache, monkeypatch):
-    def interrupted(path, content):
-        with path.open("wb") as file:
-            file.write(content[: len(content) // 2])
+    def interrupted(tensors, path, metadata):
+        path.write_bytes(b"half of it")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr("pathlib.Path.write_bytes", interrupted)
+        context.setattr("safetensors.torch.save_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load_sam("fake")
     assert _files(cache) == []
@@ -343,8 +453,9 @@ def test_an_interrupted_conversion_leaves_nothing(fake, cache, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_to_is_named(fake, cache):
     cache.parent.write_text("a file where the folder should be")
-    with pytest.raises(CheckpointError, match="SAM_GYM_CACHE"):
+    with pytest.raises(CheckpointError, match="SAM_GYM_CACHE") as error:
         load_sam("fake")
+    assert "npm" not in str(error.value), "no other source is tried, since none would help"
 
 
 # ---------------------------------------------------------------------------------------------- npm

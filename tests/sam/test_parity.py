@@ -148,6 +148,20 @@ def test_decoder(case: Case, multimask: bool, monkeypatch: pytest.MonkeyPatch) -
         assert flipped <= 2e-6 * pixels, f"{flipped} of {pixels} pixels are in one mask and not in the other"
 
 
+@pytest.mark.parametrize("multimask", [False, True])
+def test_the_official_decoder_is_the_reference(case: Case, multimask: bool) -> None:
+    """precision="official" gives SamPredictor's logits, and ours agree with them to 1e-5 of their magnitude."""
+    reference = SamBackend(case.checkpoint, "cpu", "official")
+    named = prompts(case.image, case.backend)
+    theirs = batched(reference, case.image, list(named.values()), multimask)
+    ours = batched(case.backend, case.image, list(named.values()), multimask)
+    for i, prompt in enumerate(named.values()):
+        expected = torch.as_tensor(official(case.predictor, prompt, multimask)[2])
+        torch.testing.assert_close(theirs.logits[i], expected, rtol=0, atol=TOLERANCE[case.checkpoint] / 10)
+        relative = (ours.logits[i] - theirs.logits[i]).abs().max() / theirs.logits[i].abs().max()
+        assert relative < 1e-5, f"{list(named)[i]}: {relative}"
+
+
 def test_threads_do_not_matter(case: Case) -> None:
     """A lone mask is decoded by all threads, masks in company by one each; not a bit may depend on it."""
     many = list(prompts(case.image, case.backend).values())[1:7:2]

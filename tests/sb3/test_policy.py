@@ -11,10 +11,12 @@ import pytest
 import torch
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer
 from torch import Tensor
 
 from sam_gym.envs.episode import GridActions
 from sam_gym.envs.observations import observation_space
+from sam_gym.envs.references import observation_space as reference_space
 from sam_gym.sb3 import ModelPrompter, SamVecEnv, SpatialPolicy
 from sam_gym.sb3.policy import ActionHead
 
@@ -37,9 +39,12 @@ class Watched(MaskablePPO):
             self.value_errors.append((values.flatten() - batch.old_values).abs().detach())
 
 
-def build(small: dict[str, Any], algorithm: type[MaskablePPO] = MaskablePPO, n: int = 4) -> MaskablePPO:
-    env = gymnasium.make_vec(num_envs=n, autoreset_mode="SameStep", **small)
-    return algorithm(SpatialPolicy, SamVecEnv(env), n_steps=4, batch_size=8, n_epochs=1, seed=0, device="cpu")
+def build(
+    small: dict[str, Any], algorithm: type[MaskablePPO] = MaskablePPO, n: int = 4, **policy_kwargs: Any
+) -> MaskablePPO:
+    env = SamVecEnv(gymnasium.make_vec(num_envs=n, autoreset_mode="SameStep", **small))
+    settings: dict[str, Any] = {"n_steps": 4, "batch_size": 8, "n_epochs": 1, "seed": 0, "device": "cpu"}
+    return algorithm(SpatialPolicy, env, policy_kwargs=policy_kwargs, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +181,34 @@ def test_saved_and_loaded_it_is_the_same(model: MaskablePPO, tmp_path: Path) -> 
     with torch.no_grad():
         loaded.policy.action_net.click.bias.add_(1)
     assert prompter.identity != twin.identity
+
+
+REFERRING: dict[str, Any] = {"features_extractor_kwargs": {"embedding_channels": 32}}
+
+
+def test_references_learn_what_full_observations_learn(small: dict[str, Any], tmp_path: Path) -> None:
+    """Same seed, same rollouts, same updates, same weights; and saved and loaded it acts the same."""
+    full = build(small).learn(32)
+    referring = build({**small, "observation": "reference"}, **REFERRING).learn(32)
+    weights, same = full.policy.state_dict(), referring.policy.state_dict()
+    assert weights.keys() == same.keys()
+    for name, tensor in weights.items():
+        assert torch.equal(same[name], tensor), name
+    referring.save(tmp_path / "model.zip")
+    env = gymnasium.make_vec(num_envs=3, observation="reference", **small)
+    seen, _ = env.reset(seed=5)
+    loaded = MaskablePPO.load(tmp_path / "model.zip", device="cpu")
+    actions = [ModelPrompter(model)(seen, env.unwrapped) for model in (referring, loaded)]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(*actions)
+
+
+def test_a_rollout_of_references_takes_little_memory() -> None:
+    """16 environments x 128 steps: at most 16 MB, observations, action masks and all."""
+    space = reference_space(5)
+    buffer = MaskableDictRolloutBuffer(128, space, spaces.Discrete(STOP + 1), device="cpu", n_envs=16)
+    arrays = [*buffer.observations.values(), *(a for a in vars(buffer).values() if isinstance(a, np.ndarray))]
+    assert buffer.action_masks.nbytes > 0
+    assert sum(a.nbytes for a in arrays) <= 16e6
 
 
 def test_size() -> None:

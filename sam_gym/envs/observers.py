@@ -1,0 +1,157 @@
+"""Observers: they keep what agents see of N episodes up to date, and hand out copies of it.
+
+`FullObserver` spells everything out; `ReferenceObserver` replaces what stays the same within an episode by a reference
+that a policy resolves itself (`sam_gym.envs.references`), so that rollout buffers stay small. Neither has access to
+ground truth. How single maps are made is in `sam_gym.envs.observations`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sam_gym.envs import observations, references
+from sam_gym.envs.episode import Episodes
+from sam_gym.envs.observations import MAP_SIZE, MAPS, STATE
+from sam_gym.sam.backend import ImageEmbedding, SamBackend
+
+Rows = NDArray[np.intp]
+
+
+class Observer(ABC):
+    """What all observers keep: the mask in the view, and the state.
+
+    Args:
+        episodes: The N episodes; they are read whenever something changes.
+        backend: Where the embeddings are.
+        grid: G, cells of the action grid per side.
+
+    Attributes:
+        space: Of one environment's observations.
+    """
+
+    space: spaces.Dict
+
+    def __init__(self, episodes: Episodes, backend: SamBackend, grid: int) -> None:
+        n = len(episodes)
+        self._episodes, self._backend, self._grid = episodes, backend, grid
+        self._masks = np.zeros((n, MAP_SIZE, MAP_SIZE), np.uint8)
+        self._state = np.zeros((n, len(STATE)), np.float32)
+        self._sampling = observations.Sampling.blank(n, backend.device)
+
+    def begin(self, row: int, image: NDArray[np.uint8], embedding: ImageEmbedding) -> None:
+        """An episode on `image` begins in `row`; its first mask comes with `show`."""
+        view = self._episodes.view[row]
+        self._sampling.put(row, observations.sampling_of(view, embedding))
+        self._state[row, 3] = min(1.0, float(view[2]) / max(image.shape[:2]))
+
+    def show(self, rows: Rows, logits: Tensor, predicted_iou: NDArray, *, first: bool) -> None:
+        """Take over new masks: low-resolution logits (n, 4h, 4w) on the device, `first` of their episodes or not."""
+        maps = observations.mask_maps(logits, self._sampling.at(torch.as_tensor(rows, device=logits.device)))
+        change = np.abs(maps.astype(np.int16) - self._masks[rows]).mean(axis=(1, 2)) / 255
+        self._masks[rows] = maps
+        self._state[rows, 1] = np.clip(predicted_iou, 0, 1)
+        self._state[rows, 2] = maps.mean(axis=(1, 2)) / 255
+        self._state[rows, 4] = 0 if first else change
+
+    def count(self, rows: Rows) -> None:
+        """Note how many prompts are left."""
+        self._state[rows, 0] = 1 - self._episodes.prompts[rows] / self._episodes.max_prompts
+
+    @abstractmethod
+    def get(self, rows: Rows | slice) -> dict[str, NDArray]:
+        """Fresh copies of the observations of `rows`, stacked."""
+
+
+class FullObserver(Observer):
+    """`maps`, `embedding` and `state`: everything there is to see."""
+
+    def __init__(self, episodes: Episodes, backend: SamBackend, grid: int) -> None:
+        super().__init__(episodes, backend, grid)
+        n, channels = len(episodes), backend.embedding_channels
+        self.space = observations.observation_space(channels, grid)
+        self._maps = np.zeros((n, len(MAPS), MAP_SIZE, MAP_SIZE), np.uint8)
+        self._embeddings = np.zeros((n, channels, grid, grid), np.float32)
+
+    def begin(self, row: int, image: NDArray[np.uint8], embedding: ImageEmbedding) -> None:
+        """See `Observer.begin`."""
+        super().begin(row, image, embedding)
+        view, cue = self._episodes.view[row], self._episodes.cue[row]
+        self._maps[row] = 0
+        self._maps[row, :3], self._maps[row, 4] = observations.scene_maps(image, view, cue)
+        self._embeddings[row] = observations.embedding_map(embedding, view, self._grid).cpu().numpy()
+
+    def show(self, rows: Rows, logits: Tensor, predicted_iou: NDArray, *, first: bool) -> None:
+        """See `Observer.show`."""
+        super().show(rows, logits, predicted_iou, first=first)
+        running = self._episodes
+        for row in rows:
+            self._maps[row, 5:] = observations.point_maps(
+                running.points[row], running.labels[row], running.view[row], self._grid
+            )
+
+    def get(self, rows: Rows | slice) -> dict[str, NDArray]:
+        """See `Observer.get`."""
+        maps = self._maps[rows].copy()
+        maps[:, MAPS.index("mask")] = self._masks[rows]
+        return {
+            "maps": maps,
+            "embedding": self._embeddings[rows].copy(),
+            "state": self._state[rows].copy(),
+        }
+
+
+class ReferenceObserver(Observer):
+    """`mask`, `clicks`, `state`, and a `reference` to image, view and cue in place of their pixels and embedding."""
+
+    def __init__(self, episodes: Episodes, backend: SamBackend, grid: int) -> None:
+        super().__init__(episodes, backend, grid)
+        self.space = references.observation_space(episodes.max_prompts)
+        self._references = np.zeros((len(episodes), len(references.REFERENCE)), np.float32)
+        self._images: list[tuple[NDArray[np.uint8], str] | None] = [None] * len(episodes)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickled in another process, the images have other numbers."""
+        self.__dict__.update(state)
+        for row, image in enumerate(self._images):
+            if image is not None:
+                self._references[row, 0] = references.register(self._backend, *image)
+
+    def begin(self, row: int, image: NDArray[np.uint8], embedding: ImageEmbedding) -> None:
+        """See `Observer.begin`."""
+        super().begin(row, image, embedding)
+        self._images[row] = image, embedding.key
+        number = references.register(self._backend, image, embedding.key)
+        self._references[row] = (number, *self._episodes.view[row], *self._episodes.cue[row])
+
+    def get(self, rows: Rows | slice) -> dict[str, NDArray]:
+        """See `Observer.get`."""
+        running = self._episodes
+        clicks = np.concatenate([running.points[rows], running.labels[rows, :, None]], axis=2, dtype=np.float32)
+        return {
+            "mask": self._masks[rows, None].copy(),
+            "clicks": clicks,
+            "reference": self._references[rows].copy(),
+            "state": self._state[rows].copy(),
+        }
+
+
+OBSERVERS: dict[str, type[FullObserver] | type[ReferenceObserver]] = {
+    "full": FullObserver,
+    "reference": ReferenceObserver,
+}
+
+
+def check_observer(name: str) -> None:
+    """Raise ValueError unless `name` is a key of `OBSERVERS`."""
+    if name not in OBSERVERS:
+        near = difflib.get_close_matches(str(name), OBSERVERS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(OBSERVERS)}"
+        raise ValueError(f"observation {name!r} is unknown; {hint}")

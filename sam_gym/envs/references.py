@@ -1,0 +1,118 @@
+"""References: observations of a few kilobytes, and how a policy turns them into what is to be seen.
+
+Image, cue and SAM's embedding stay the same within an episode. With `observation="reference"` an environment says which
+image, view and cue they are, and `resolve` makes maps and embedding of that where the policy needs them. The numbers
+of images hold within one process: environment and policy have to live in the same one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sam_gym.envs import observations
+from sam_gym.envs.observations import MAP_SIZE, STATE
+from sam_gym.sam.backend import SamBackend
+from sam_gym.sam.cache import EmbeddingCache
+
+REFERENCE = ("image", "view_left", "view_top", "view_side", "cue_x0", "cue_y0", "cue_x1", "cue_y1")
+"""Entries of `reference`, in order; all but the first in pixels of the image."""
+
+LARGEST = 2.0**24
+"""Up to here float32 holds every integer: enough for numbers of images and for pixels."""
+
+SCENE_BYTES = 2**28
+"""Memory for scenes that were resolved; a scene of MobileSAM takes 272 KiB."""
+
+
+class _Image(NamedTuple):
+    backend: SamBackend
+    pixels: NDArray[np.uint8]
+
+
+_images: list[_Image] = []
+_numbers: dict[tuple[int, str], int] = {}
+_maps, _embeddings = EmbeddingCache(SCENE_BYTES // 16), EmbeddingCache(SCENE_BYTES)
+
+
+def observation_space(max_prompts: int) -> spaces.Dict:
+    """The Dict space of one environment with `observation="reference"`."""
+    return spaces.Dict(
+        {
+            "mask": spaces.Box(0, 255, (1, MAP_SIZE, MAP_SIZE), np.uint8),
+            "clicks": spaces.Box(-LARGEST, LARGEST, (max_prompts, 3), np.float32),
+            "reference": spaces.Box(-LARGEST, LARGEST, (len(REFERENCE),), np.float32),
+            "state": spaces.Box(0.0, 1.0, (len(STATE),), np.float32),
+        }
+    )
+
+
+def register(backend: SamBackend, pixels: NDArray[np.uint8], key: str) -> int:
+    """The number of an image, given out at its first call.
+
+    Args:
+        backend: Which embeds it.
+        pixels: (H, W, 3) uint8; kept, not copied.
+        key: Its content hash.
+    """
+    number = _numbers.setdefault((id(backend), key), len(_images))
+    if number == len(_images):
+        _images.append(_Image(backend, pixels))  # holds the backend, so that its id is not given to another one
+    return number
+
+
+def resolve(seen: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
+    """Observations as `observation="full"` gives them, made of those by reference.
+
+    Args:
+        seen: A batch as SB3 hands it to a features extractor: `mask` (N, 1, 64, 64) float in [0, 1]; `clicks`,
+            `reference` and `state` as they are.
+        grid: G of the action grid.
+
+    Returns:
+        `maps` (N, 7, 64, 64) float in [0, 1], `embedding` (N, C, G, G) float32 and `state`, on the device of `mask`.
+
+    Raises:
+        ValueError: A reference is to an image of another process.
+    """
+    device = seen["mask"].device
+    rows, clicks = seen["reference"].cpu().numpy(), seen["clicks"].cpu().numpy()
+    scenes = [_scene(row, grid) for row in rows]
+    points = np.stack(
+        [
+            observations.point_maps(c[:, :2], c[:, 2].astype(np.int8), row[1:4], grid)
+            for c, row in zip(clicks, rows, strict=True)
+        ]
+    )
+    fixed = torch.stack([maps for maps, _ in scenes]).to(device).float() / 255
+    clicked = torch.as_tensor(points, device=device).float() / 255
+    return {
+        "maps": torch.cat([fixed[:, :3], seen["mask"], fixed[:, 3:], clicked], dim=1),
+        "embedding": torch.stack([embedding for _, embedding in scenes]).to(device),
+        "state": seen["state"],
+    }
+
+
+def _scene(reference: NDArray[np.float32], grid: int) -> tuple[Tensor, Tensor]:
+    """(4, 64, 64) uint8 maps of image and cue, and (C, G, G) float32 embedding, remembered for a while."""
+    key = f"{grid}:{reference.tobytes().hex()}"
+    maps, embedding = _maps.get(key), _embeddings.get(key)
+    if maps is None or embedding is None:
+        number, view, cue = int(reference[0]), reference[1:4], reference[4:8]
+        if not 0 <= number < len(_images):
+            raise ValueError(
+                f"reference to image {number}, which no environment of this process has given out: with "
+                'observation="reference" the environment has to live in the process of the policy; else use "full"'
+            )
+        image = _images[number]
+        image_map, cue_map = observations.scene_maps(image.pixels, view, cue)
+        maps = torch.as_tensor(np.concatenate([image_map, cue_map[None]]))
+        embedding = observations.embedding_map(image.backend.encode([image.pixels])[0], view, grid)
+        _maps.put(key, maps)
+        _embeddings.put(key, embedding)
+    return maps, embedding
