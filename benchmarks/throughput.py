@@ -254,8 +254,8 @@ def env_steps(bench: Bench) -> Iterable[Row]:
 def overhead(bench: Bench) -> Iterable[Row]:
     """What a vector step and a reset cost besides decoding."""
     n = 16
-    for precision in ("exact", "fast"):
-        env = vector_env(bench, n, precision)
+    for precision, observation in (("exact", "full"), ("fast", "full"), ("fast", "reference")):
+        env = vector_env(bench, n, precision, observation=observation)
         backend = env.engine.backend
         env.reset(seed=0)
         rng = np.random.default_rng(0)
@@ -283,7 +283,14 @@ def overhead(bench: Bench) -> Iterable[Row]:
             ("reset on a cached image, beside SamBackend.decode", resets, "ms"),
         ):
             low, middle, high = quartiles(np.array(values))
-            yield Row("overhead", f"{what}, {precision}", n, middle, unit, note=f"{low:.2g} to {high:.2g} {unit}")
+            yield Row(
+                "overhead",
+                f"{what}, {precision}, {observation} observations",
+                n,
+                middle,
+                unit,
+                note=f"{low:.2g} to {high:.2g} {unit}",
+            )
 
 
 def memory(bench: Bench) -> Iterable[Row]:
