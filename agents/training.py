@@ -5,7 +5,6 @@ What another project would want to import lives in `sam_gym`; this file only put
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import shutil
@@ -26,8 +25,9 @@ from tqdm import tqdm
 
 from sam_gym import report
 from sam_gym.envs.prompt import SamPromptVectorEnv
-from sam_gym.evaluation import Record, evaluate, evaluation_provenance, select_cases
+from sam_gym.evaluation import Record, encode_images, evaluate, evaluation_provenance, select_cases
 from sam_gym.fetching import atomic_path
+from sam_gym.naming import did_you_mean
 from sam_gym.progress import progress_bar
 from sam_gym.prompters import PROMPTERS, Prompter
 from sam_gym.sb3 import Cloner, CloneSettings, ModelPrompter, SamVecEnv, SpatialPolicy
@@ -55,7 +55,7 @@ class Training:
         set_random_seed(self.seed)
         train = self._environment("train", "SameStep", config["n_envs"])
         self.val = self._environment("val", "Disabled", config["n_envs"])
-        _encode([train, self.val])
+        encode_images([train, self.val])
         self.train = train
         self.venv = SamVecEnv(train, reward_scale=config["reward_scale"])
         self.model = self._new_model()
@@ -293,7 +293,7 @@ def evaluate_entries(
 
     A stored record counts only if it is of the same episodes, SAM and policy.
     """
-    _encode([env])
+    encode_images([env])
     records = []
     for name, prompter in entries.items():
         file = folder / f"{name.replace(' ', '_')}.json"
@@ -329,15 +329,6 @@ def write_report(
     report.write_json(folder / "record.json", {**report.provenance(), **state, "evaluation": entries})
 
 
-def _encode(envs: list[SamPromptVectorEnv]) -> None:
-    """Run the encoder over all images of the environments' splits, with a bar: afterwards no reset needs it."""
-    waiting = [(env, i) for env in envs for i in range(len(env.engine.data.image_ids))]
-    with progress_bar("encoding", len(waiting), "image") as bar:
-        for env, index in waiting:
-            env.engine.backend.encode([env.engine.data.image(index)])
-            bar.update()
-
-
 def _hyper_parameters(file: Path, env: str) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"there is no config {file}")
@@ -359,8 +350,8 @@ def _check_entries(section: Any, known: set[str], where: str) -> None:
         raise ValueError(f"{where}: names and values are needed, got {section!r}")
     for name in section:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            raise ValueError(f"{where}: unknown entry {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            hint = did_you_mean(name, known)
+            raise ValueError(f"{where}: unknown entry {name!r}" + (f"; {hint}" if hint else ""))
     for name in (*RESERVED, "gamma"):
         if name in known and name not in section:
             raise ValueError(f"{where}: {name!r} is missing")

@@ -19,6 +19,13 @@ from sam_gym.envs.episode import GridActions, noisy_box, view_of
 from sam_gym.sam import ImageEmbedding
 
 
+def look_at(predictor: SamPredictor, handle: ImageEmbedding, features: Tensor) -> None:
+    """Give SamPredictor an image that was encoded before, `features` (1, C, h, w) as it keeps them."""
+    predictor.features = features
+    predictor.original_size, predictor.input_size = handle.image_size, handle.input_size
+    predictor.is_image_set = True
+
+
 class LoopEnv(gymnasium.Env):
     """SamPrompt as public re-implementations write it: an environment of its own SamPredictor, one click at a time.
 
@@ -46,9 +53,7 @@ class LoopEnv(gymnasium.Env):
         super().reset(seed=seed)
         self.image = int(self.np_random.integers(len(self.handles)))
         handle = self.handles[self.image]
-        self.predictor.features = self.features[self.image]
-        self.predictor.original_size, self.predictor.input_size = handle.image_size, handle.input_size
-        self.predictor.is_image_set = True
+        look_at(self.predictor, handle, self.features[self.image])
         objects = self.data.objects
         row = int(self.np_random.choice(np.flatnonzero(objects.image_index == self.image)))
         self.truth = self.data.mask(self.image, int(objects.object_id[row]))

@@ -54,9 +54,9 @@ def train(folder: Path, recipe: str, seed: int) -> None:
     """Run one training to its end, taking it up where it was."""
     run = folder / f"{recipe}-seed{seed}"
     begun = (run / "state.json").is_file()
-    name = os.path.relpath(run, ROOT)  # a record holds its command, and shall not name folders of this machine
-    arguments = ["--resume", name] if begun else [
-        "--data", "real", "--seed", str(seed), "--run-dir", name, *RECIPES[recipe]
+    from_root = os.path.relpath(run, ROOT)  # a record holds its command, and shall not name folders of this machine
+    arguments = ["--resume", from_root] if begun else [
+        "--data", "real", "--seed", str(seed), "--run-dir", from_root, *RECIPES[recipe]
     ]  # fmt: skip
     for done in folder.glob("*/record.json"):  # baselines do not depend on the run: evaluate them once
         for name in BASELINES:

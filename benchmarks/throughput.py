@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 import tyro
 from gymnasium.vector import SyncVectorEnv
-from loop_env import LoopEnv
+from loop_env import LoopEnv, look_at
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +36,9 @@ from segment_anything import SamPredictor
 import sam_gym  # noqa: F401  (registers the environments)
 from sam_gym import report
 from sam_gym.data import SegmentationData, load_data
-from sam_gym.envs.episode import noisy_box
+from sam_gym.envs import observations, references
+from sam_gym.envs.episode import GridActions, noisy_box
+from sam_gym.evaluation import encode_images
 from sam_gym.fetching import embeddings_dir
 from sam_gym.progress import progress_bar
 from sam_gym.sam import ImageEmbedding, PromptBatch, SamBackend, checkpoint_id, load_sam
@@ -107,18 +110,11 @@ class Bench:
         # contiguous, as SamPredictor has them: ours are channels last, which the stock decoder is slower with
         self.features = [handle.features[None].contiguous() for handle in self.handles]
 
-    def look_at(self, i: int) -> None:
-        """Give SamPredictor an image that was encoded before."""
-        handle = self.handles[i]
-        self.predictor.features = self.features[i]
-        self.predictor.original_size, self.predictor.input_size = handle.image_size, handle.input_size
-        self.predictor.is_image_set = True
-
     def official(self, n: int) -> list[NDArray[np.bool_]]:
         """Masks at full size by SamPredictor, image after image."""
         masks = []
         for i in range(n):
-            self.look_at(i)
+            look_at(self.predictor, self.handles[i], self.features[i])
             masks.append(self.predictor.predict(box=self.boxes[i], multimask_output=False)[0][0])
         return masks
 
@@ -217,10 +213,7 @@ def vector_env(bench: Bench, n: int, precision: str, **more: Any) -> Any:
         "SamPrompt-ISBI-v0", num_envs=n, vectorization_mode="vector_entry_point", autoreset_mode="SameStep",
         data=bench.arguments.data, checkpoint=bench.arguments.checkpoint, device="cpu", precision=precision, **more,
     )  # fmt: skip
-    with progress_bar("encoding", len(env.engine.data.image_ids), "image") as bar:
-        for i in range(len(env.engine.data.image_ids)):
-            env.engine.backend.encode([env.engine.data.image(i)])
-            bar.update()
+    encode_images([env])
     return env
 
 
@@ -295,14 +288,14 @@ def overhead(bench: Bench) -> Iterable[Row]:
 
 def memory(bench: Bench) -> Iterable[Row]:
     """The rollout buffer of PPO with 16 environments x 128 steps, action masks included."""
-    for observation in ("full", "reference"):
-        env = vector_env(bench, 1, "fast", observation=observation)
-        buffer = MaskableDictRolloutBuffer(
-            128, env.single_observation_space, env.single_action_space, device="cpu", n_envs=16
-        )
+    grid, prompts = 16, 5
+    seen = {"full": observations.observation_space(bench.exact.embedding_channels, grid),
+            "reference": references.observation_space(prompts)}  # fmt: skip
+    for name, space in seen.items():
+        buffer = MaskableDictRolloutBuffer(128, space, GridActions(grid).space, device="cpu", n_envs=16)
         arrays = [*buffer.observations.values(), *(a for a in vars(buffer).values() if isinstance(a, np.ndarray))]
-        yield Row("rollout memory", f'observation="{observation}"', 16, sum(a.nbytes for a in arrays) / 1e6, "MB",
-                  note="128 steps")  # fmt: skip
+        megabytes = sum(a.nbytes for a in arrays) / 1e6
+        yield Row("rollout memory", f'observation="{name}"', 16, megabytes, "MB", note="128 steps")
 
 
 def fidelity(bench: Bench) -> Iterable[Row]:
@@ -321,11 +314,11 @@ def fidelity(bench: Bench) -> Iterable[Row]:
                 prompts = PromptBatch.from_lists(
                     boxes=[box], points=[clicks[:n]], labels=[labels[:n]], mask_logits=[before]
                 )
-                exact, fast = (b.decode(b.encode([image]), prompts, full=True) for b in (bench.exact, bench.fast))
+                exact = bench.exact.decode(bench.exact.encode([image]), prompts, full=True)
                 assert exact.full is not None
-                assert fast.full is not None
-                a, b = exact.full[0], fast.full[0]
-                overlaps.append(float((a & b).sum() / (a | b).sum().clamp(min=1)))
+                fast = bench.fast.decode(bench.fast.encode([image]), prompts, truths=[exact.full[0][0]])
+                assert fast.statistics is not None
+                overlaps.append(fast.statistics.iou.item())
                 before = exact.logits[0, 0]
             bar.update()
     low = np.quantile(overlaps, 0.05)
@@ -337,21 +330,18 @@ def fidelity(bench: Bench) -> Iterable[Row]:
 
 def growth(bench: Bench) -> Iterable[Row]:
     """Cost per prompt over batch sizes, and over prompts per mask."""
-    for n in (1, 2, 4, 8, 16, 32, 64):
-        prompts = bench.clicks(n, 1)
+    cases = [("growth with N", n, 1) for n in (1, 2, 4, 8, 16, 32, 64)]
+    cases += [("growth with clicks", IMAGES, points) for points in (0, 1, 2, 4, 8, 16, 32)]
+    for section, n, points in cases:
+        prompts = bench.clicks(n, points)
         handles = [bench.handles[i % IMAGES] for i in range(n)]
-        methods = {"exact": lambda h=handles, p=prompts: bench.exact.decode(h, p),
-                   "fast": lambda h=handles, p=prompts: bench.fast.decode(h, p)}  # fmt: skip
-        for name, values in take_turns(methods, bench.arguments.repeats, f"batch of {n}").items():
-            yield Row("growth with N", name, n, float(np.median(values)) / n * 1e3, "ms/prompt")
-    for points in (0, 1, 2, 4, 8, 16, 32):
-        prompts = bench.clicks(IMAGES, points)
-        methods = {"exact": lambda p=prompts: bench.exact.decode(bench.handles, p),
-                   "fast": lambda p=prompts: bench.fast.decode(bench.handles, p)}  # fmt: skip
-        for name, values in take_turns(methods, bench.arguments.repeats, f"box and {points} clicks").items():
-            row = Row("growth with clicks", name, IMAGES, float(np.median(values)) / IMAGES * 1e3, "ms/prompt")
-            row.note = f"a box and {points} clicks"
-            yield row
+        methods = {
+            "exact": partial(bench.exact.decode, handles, prompts),
+            "fast": partial(bench.fast.decode, handles, prompts),
+        }
+        for name, values in take_turns(methods, bench.arguments.repeats, f"{n} masks, {points} clicks").items():
+            milliseconds = float(np.median(values)) / n * 1e3
+            yield Row(section, name, n, milliseconds, "ms/prompt", note=f"a box and {points} clicks")
 
 
 def gpu(bench: Bench) -> Iterable[Row]:
@@ -396,17 +386,15 @@ def main() -> None:
     for name in arguments.sections or SECTIONS:
         rows = list(SECTIONS[name](bench))
         stored[name] = {"about": about, "rows": [vars(row) for row in rows]}
+        stored = {each: stored[each] for each in SECTIONS if each in stored}
         report.write_json(file, stored)  # what is measured stays, whatever happens to the next section
-    stored = {name: stored[name] for name in SECTIONS if name in stored}
-    report.write_json(file, stored)
     rows = [Row(**row) for section in stored.values() for row in section["rows"]]
     table = Table(*HEAD, title=f"{arguments.checkpoint}, {about['threads']} CPU threads, {bench.data.source}")
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
     for row in rows:
         table.add_row(*row.cells())
-        lines.append("| " + " | ".join(row.cells()) + " |")
     Console(width=None if os.isatty(1) else 160).print(table)
-    file.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = report.markdown([HEAD, ["---"] * len(HEAD), *(row.cells() for row in rows)])
+    file.with_suffix(".md").write_text(lines, encoding="utf-8")
     print(f"stored in {file.parent.name}/{file.name}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,9 +22,6 @@ from sam_gym.sam.checkpoints import checkpoint_id
 
 EPISODE_LIST_VERSION = 1
 """Changes whenever the rule by which cue boxes are drawn for evaluation changes."""
-
-MEASURED = ("name", "objects", "iou_after_prompts", "final_iou", "gain_over_box_only", "mean_prompts")
-"""Entries of a summary that say how it went; the others are its provenance."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +108,10 @@ class Record:
         objects = stored["objects"]
         cases = [EpisodeCase(o["image"], o["object_id"], tuple(o["cue"])) for o in objects]
         iou, prompts = np.array([o["iou"] for o in objects]), np.array([o["prompts"] for o in objects])
-        provenance = {name: value for name, value in stored["summary"].items() if name not in MEASURED}
-        return cls(stored["summary"]["name"], iou, prompts, cases, provenance)
+        record = cls(stored["summary"]["name"], iou, prompts, cases, {})
+        measured = record.summary()  # whatever else the stored summary holds is provenance
+        record.provenance = {name: value for name, value in stored["summary"].items() if name not in measured}
+        return record
 
 
 def select_cases(env: SamPromptVectorEnv, max_objects: int | None) -> list[EpisodeCase]:
@@ -146,6 +145,15 @@ def evaluation_provenance(prompter: Prompter, env: SamPromptVectorEnv, cases: Se
         "max_prompts": settings.max_prompts,
         "policy": getattr(prompter, "identity", None),
     }
+
+
+def encode_images(envs: Iterable[SamPromptVectorEnv]) -> None:
+    """Run the encoder over all images of the environments' splits, with a bar: afterwards no reset needs it."""
+    waiting = [(env, i) for env in envs for i in range(len(env.engine.data.image_ids))]
+    with progress_bar("encoding", len(waiting), "image") as bar:
+        for env, index in waiting:
+            env.engine.backend.encode([env.engine.data.image(index)])
+            bar.update()
 
 
 def evaluate(

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sam_gym.naming import first_line
+
 
 class FetchError(RuntimeError):
     """A file could not be had; the message says from where and why."""
@@ -100,10 +102,6 @@ def download(url: str, destination: Path, sha256: str, *, progress: bool = True,
             else:
                 pooch.HTTPDownloader(progressbar=progress, timeout=timeout)(url, str(temporary), None)
         except Exception as error:
-            raise FetchError(f"{url}: {type(error).__name__}: {_first_line(error)}") from error
+            raise FetchError(f"{url}: {type(error).__name__}: {first_line(error)}") from error
         check_sha256(temporary, sha256)
     return destination
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no details"])[0][:300]

@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,12 @@ def markdown_table(records: Sequence[Record]) -> str:
     steps = [str(step) for step in range(records[0].iou.shape[1])]
     head = ["prompter", *steps, "gain", "95 % interval", "prompts"]
     rows = [[record.name, *_cells(record)] for record in records]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown([head, ["---", *["---:"] * (len(head) - 1)], *rows])
+
+
+def markdown(rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of its rows, the one under the head that rules and aligns included."""
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
 def _cells(record: Record) -> list[str]:

@@ -6,7 +6,6 @@ Adding a dataset: one small module with its `DatasetSpec`, one row here (and its
 
 from __future__ import annotations
 
-import difflib
 import os
 import threading
 import warnings
@@ -19,6 +18,7 @@ from sam_gym.data import isbi, sources, synthetic
 from sam_gym.data.segmentation import MAX_AREA, MIN_AREA, SegmentationData, check_area_limits
 from sam_gym.data.sources import DataMismatchError, DataUnavailableError
 from sam_gym.data.spec import DatasetSpec
+from sam_gym.naming import did_you_mean
 
 DATASETS: Mapping[str, DatasetSpec] = MappingProxyType({spec.name: spec for spec in (isbi.SPEC, synthetic.SPEC)})
 
@@ -117,6 +117,5 @@ def _load(
 def _one_of(value: str, choices: Iterable[str], what: str) -> str:
     if value in choices:
         return value
-    near = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"unknown {what} {value!r}{hint} Choices: {', '.join(choices)}")
+    hint = did_you_mean(value, choices, cutoff=0.5)
+    raise ValueError(f"unknown {what} {value!r}{f'; {hint}' if hint else '.'} Choices: {', '.join(choices)}")

@@ -7,7 +7,6 @@ environments' business (`sam_gym.envs.prompt`).
 
 from __future__ import annotations
 
-import difflib
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,13 +19,13 @@ from torch import Tensor
 
 from sam_gym.data import SegmentationData, load_data
 from sam_gym.envs.episode import Episodes, GridActions, action_mode, clip_box, noisy_box, view_of
-from sam_gym.envs.observers import OBSERVERS, Observer, check_observer
+from sam_gym.envs.observers import OBSERVERS, Observer, Rows, check_observer
 from sam_gym.envs.rewards import Outcome, Quality, parse_reward, weighted
+from sam_gym.naming import did_you_mean
 from sam_gym.sam.backend import ImageEmbedding, get_backend
 from sam_gym.sam.masks import Masks
 from sam_gym.sam.prompts import PromptBatch
 
-Rows = NDArray[np.intp]
 NO_ROWS: Rows = np.zeros(0, np.intp)
 
 
@@ -90,8 +89,7 @@ class PromptSettings:
         known = [f.name for f in fields(cls)]
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                hint = did_you_mean(name, known) or f"known are {', '.join(known)}"
                 raise TypeError(f"unknown argument {name!r}; {hint}")
         return cls(**given)
 

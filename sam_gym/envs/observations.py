@@ -124,6 +124,11 @@ def point_maps(
     return maps
 
 
+def _centres(view: NDArray[np.float32], size: int, axis: int) -> NDArray[np.float64]:
+    """Centres of `size` cells of the view along axis 0 (y) or 1 (x), in pixels of the image."""
+    return view[1 - axis] + (np.arange(size) + 0.5) / size * view[2]
+
+
 def _axis(
     view: NDArray[np.float32], size: int, embedding: ImageEmbedding, axis: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -133,7 +138,7 @@ def _axis(
     """
     length = embedding.image_size[axis]
     side = max(embedding.input_size)  # the longer side of the image fills the model's square input
-    pixels = view[1 - axis] + (np.arange(size, dtype=np.float64) + 0.5) / size * view[2]
+    pixels = _centres(view, size, axis)
     return 2 * pixels * (embedding.input_size[axis] / length) / side - 1, (pixels >= 0) & (pixels < length)
 
 
@@ -165,7 +170,6 @@ def crop_map(image: NDArray[np.uint8], view: NDArray[np.float32]) -> NDArray[np.
 
 def box_map(box: NDArray[np.float32], view: NDArray[np.float32]) -> NDArray[np.uint8]:
     """(64, 64) uint8: 255 inside a box (x0, y0, x1, y1) of image pixels, seen in the view."""
-    centres = (np.arange(MAP_SIZE) + 0.5) / MAP_SIZE * view[2]
-    x, y = view[0] + centres, view[1] + centres
+    y, x = (_centres(view, MAP_SIZE, axis) for axis in (0, 1))
     inside = ((y >= box[1]) & (y < box[3]))[:, None] & ((x >= box[0]) & (x < box[2]))[None]
     return inside.astype(np.uint8) * 255

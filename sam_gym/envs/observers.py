@@ -7,7 +7,6 @@ ground truth. How single maps are made is in `sam_gym.envs.observations`.
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from sam_gym.envs import observations, references
 from sam_gym.envs.episode import Episodes
 from sam_gym.envs.observations import MAP_SIZE, MAPS, STATE
+from sam_gym.naming import did_you_mean
 from sam_gym.sam.backend import ImageEmbedding, SamBackend
 
 Rows = NDArray[np.intp]
@@ -152,6 +152,5 @@ OBSERVERS: dict[str, type[FullObserver] | type[ReferenceObserver]] = {
 def check_observer(name: str) -> None:
     """Raise ValueError unless `name` is a key of `OBSERVERS`."""
     if name not in OBSERVERS:
-        near = difflib.get_close_matches(str(name), OBSERVERS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(OBSERVERS)}"
+        hint = did_you_mean(name, OBSERVERS) or f"choose from {', '.join(OBSERVERS)}"
         raise ValueError(f"observation {name!r} is unknown; {hint}")

@@ -5,12 +5,13 @@ The semantic reward (region-text agreement) is not here yet.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sam_gym.naming import did_you_mean
 
 
 @dataclass
@@ -57,9 +58,9 @@ def parse_reward(reward: str | Mapping[str, float]) -> dict[str, float]:
     weights = {reward: 1.0} if isinstance(reward, str) else {str(k): float(v) for k, v in reward.items()}
     for name in weights:
         if name not in REWARDS:
-            near = difflib.get_close_matches(name, REWARDS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"reward term {name!r} is unknown, there are {', '.join(REWARDS)}{hint}")
+            hint = did_you_mean(name, REWARDS)
+            known = ", ".join(REWARDS)
+            raise ValueError(f"reward term {name!r} is unknown, there are {known}" + (f"; {hint}" if hint else ""))
     if not weights:
         raise ValueError(f"reward is empty; name at least one of {', '.join(REWARDS)}")
     return weights

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from sam_gym.embedding_folder import entry_path
 from sam_gym.fetching import atomic_path
+from sam_gym.naming import first_line
+from sam_gym.sam.weights_files import pack_notes, unpack_notes
 
 PREPROCESSING_VERSION = 1
 """Grows when the same weights give another embedding of the same pixels: another resizing, padding or encoder code."""
@@ -126,8 +128,7 @@ class DiskCache:
             return
         tensor = features.permute(1, 2, 0).cpu().contiguous()
         record = _record(self.namespace, key, tensor, image_size)
-        # All under one key, since safetensors writes several in an order that changes from process to process.
-        metadata = {"sam_gym": json.dumps(record | {"sha256": _digest(record, tensor)}, sort_keys=True)}
+        metadata = pack_notes(record | {"sha256": _digest(record, tensor)})
         try:
             with atomic_path(self.path(key)) as temporary:
                 temporary.write_bytes(safetensors.torch.save({"embedding": tensor}, metadata))
@@ -157,7 +158,7 @@ def read_entry(path: Path) -> Tensor:
     """
     try:
         with safe_open(path, framework="pt") as file:  # maps the file into memory
-            found: dict[str, Any] = json.loads((file.metadata() or {})["sam_gym"])
+            found = unpack_notes(file.metadata())
             # Copied, because a mapping changes with the file, or ends the process if the file is cut short.
             tensor = file.get_tensor("embedding").clone()
             expected = _record(path.parent.parent.name, path.stem, tensor, found["image_size"])
@@ -165,9 +166,8 @@ def read_entry(path: Path) -> Tensor:
     except FileNotFoundError:
         raise
     except Exception as error:  # safetensors, torch, json and the file system each have their own
-        reason = (str(error).strip().splitlines() or ["no details"])[0][:200]
         raise EntryError(
-            f"{path} cannot be read as an image embedding of sam_gym: {type(error).__name__}: {reason}"
+            f"{path} cannot be read as an image embedding of sam_gym: {type(error).__name__}: {first_line(error)}"
         ) from error
     checks = {what: (found.get(what), wanted) for what, wanted in expected.items()}
     checks["dtype of tensor"] = expected["dtype"], _dtype_of(path.parent.parent.name)

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 
 from sam_gym.fetching import sha256_of
+from sam_gym.naming import first_line
 from sam_gym.sam.architectures import recognise
 from sam_gym.sam.tiny_vit import rename_official
 
@@ -129,6 +130,17 @@ def read_sam(path: Path) -> tuple[State, str]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
+def pack_notes(notes: Mapping[str, Any]) -> dict[str, str]:
+    """JSON-able notes as the metadata of a safetensors file."""
+    # All under one key, since safetensors writes several in an order that changes from process to process.
+    return {_NOTES: json.dumps(dict(notes), sort_keys=True)}
+
+
+def unpack_notes(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """The notes in the metadata of a safetensors file; nothing where somebody else wrote it."""
+    return json.loads((metadata or {}).get(_NOTES, "{}"))
+
+
 def write(path: Path, state: Mapping[str, torch.Tensor], notes: Mapping[str, str]) -> None:
     """Write a safetensors file; equal tensors and notes make equal files, bit by bit.
 
@@ -140,11 +152,9 @@ def write(path: Path, state: Mapping[str, torch.Tensor], notes: Mapping[str, str
     Raises:
         OSError: The file cannot be written.
     """
-    # All under one key, since safetensors writes several in an order that changes from process to process.
-    metadata = {_NOTES: json.dumps(dict(notes), sort_keys=True)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
-        safetensors.torch.save_file(tensors, path, metadata)
+        safetensors.torch.save_file(tensors, path, pack_notes(notes))
     except safetensors.SafetensorError as error:  # what it makes of a full disk or a missing folder
         raise OSError(str(error)) from error
 
@@ -162,15 +172,14 @@ def read_notes(path: Path) -> dict[str, str]:
         return {}
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {}).get(_NOTES, "{}"))
+            return unpack_notes(file.metadata())
     except Exception as error:  # safetensors' own, OSError or bad JSON
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    reason = (str(error).strip().splitlines() or ["no details"])[0]
     return CheckpointError(
         f"{path} ({path.stat().st_size:,} bytes) cannot be read as a {path.suffix} file of tensors: "
-        f"{type(error).__name__}: {reason} It is probably truncated or not a checkpoint: fetch it again, or save "
-        "it anew with torch.save(model.state_dict(), path)."
+        f"{type(error).__name__}: {first_line(error)} It is probably truncated or not a checkpoint: fetch it again, or "
+        "save it anew with torch.save(model.state_dict(), path)."
     )
