@@ -162,7 +162,7 @@ def test_encode_stops_where_nothing_can_be_stored(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("isbi2013",), "'isbi2013' is no dataset, environment id or folder. Did you mean isbi2012?"),
+        (("isbi2013",), "'isbi2013' is no dataset, environment id or folder. Did you mean isbi2012"),
         (("SamPrompt-ISBI-v1",), "Did you mean SamPrompt-ISBI-v0"),
         (("/no/such/folder",), "'/no/such/folder' is no dataset, environment id or folder. Known names: isbi2012"),
         ((__file__,), "is a file; name its folder"),

@@ -1,7 +1,7 @@
 """The table of datasets, and `load_data`: name, split and source -> `SegmentationData`.
 
 Adding a dataset: one small module with its `DatasetSpec`, one row here (and its splits in `splits.json`, its files in
-`<name>.csv`).
+`<folder>.csv`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ from pathlib import Path
 from types import MappingProxyType
 
 from sam_gym import fetching
-from sam_gym.data import isbi, sources, synthetic
+from sam_gym.data import dsb, isbi, sources, synthetic, vnc, wbc
 from sam_gym.data.segmentation import MAX_AREA, MIN_AREA, SegmentationData, check_area_limits
 from sam_gym.data.sources import DataMismatchError, DataUnavailableError
 from sam_gym.data.spec import DatasetSpec
 from sam_gym.naming import did_you_mean
 
-DATASETS: Mapping[str, DatasetSpec] = MappingProxyType({spec.name: spec for spec in (isbi.SPEC, synthetic.SPEC)})
+DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (isbi.SPEC, vnc.CELLS, vnc.MITOCHONDRIA, wbc.CELL, wbc.NUCLEUS, dsb.SPEC, synthetic.SPEC)
+    }
+)
 
 DATA_MODES = ("auto", "real", "synthetic")
 
@@ -43,12 +48,13 @@ def load_data(
     checked by sha256.
 
     Args:
-        name: A key of `DATASETS`: "isbi2012" or "synthetic-em".
+        name: A key of `DATASETS`, for example "isbi2012" or "synthetic-em".
         split: "train", "val" or "test".
         data: "auto" takes the real files where they can be had; else it warns (once per process, dataset and setting
             of the folders) and takes the dataset's stand-in. "real" raises instead. "synthetic" takes the stand-in and
             says nothing. A stand-in has its own images, image ids and number of images, and its `source` is
-            "synthetic-em". For "synthetic-em" itself all three mean the generator.
+            "synthetic-em". A dataset that has none raises where it would be taken. For "synthetic-em" itself all three
+            mean the generator.
         min_area: Objects of fewer px are left out.
         max_area: Objects of more px are left out.
 
@@ -57,8 +63,9 @@ def load_data(
 
     Raises:
         ValueError: Unknown name, split or mode; area limits that make no sense or leave no object.
-        DataUnavailableError: With data="real", no source has the files. In modes "auto" and "real", $SAM_GYM_DATA
-            holds a file that is not the published one.
+        DataUnavailableError: No source has the files, with data="real" or for a dataset without a stand-in; or there is
+            no stand-in with data="synthetic". In modes "auto" and "real", $SAM_GYM_DATA holds a file that is not the
+            published one.
     """
     spec = DATASETS[_one_of(name, DATASETS, "dataset")]
     _one_of(split, spec.splits, f"split of {name}")

@@ -15,6 +15,9 @@ from sam_gym.data.images import open_pixels
 from sam_gym.data.spec import DatasetSpec, Sample, read_file_list, read_splits
 
 NAME = "isbi2012"
+BASE_URL = (
+    "https://raw.githubusercontent.com/zhixuhao/unet/b45af4d458437d8281cc218a07fd4380818ece4a/data/membrane/train/"
+)
 
 
 def read_section(root: Path | None, image_id: str) -> Sample:
@@ -50,6 +53,7 @@ SPEC = DatasetSpec(
     ),
     splits=read_splits(NAME),
     read=read_section,
-    files=read_file_list(NAME),
+    folder=NAME,
+    files=read_file_list(NAME, BASE_URL),
     stand_in="synthetic-em",
 )

@@ -137,14 +137,15 @@ def _download(spec: DatasetSpec, root: Path) -> None:
 
 
 def _instructions(spec: DatasetSpec, reasons: list[str]) -> str:
-    table = resources.files("sam_gym.data").joinpath(f"{spec.name}.csv")
+    table = resources.files("sam_gym.data").joinpath(f"{spec.folder}.csv")
     tried = "\n".join(f"  - {reason}" for reason in reasons)
     ways = [
         f'with a network, once: `python -c "from sam_gym.data import load_data; '
         f"load_data('{spec.name}', data='real')\"` downloads {_megabytes(spec)} MB into {data_cache()}"
         " (what is there already is kept); that folder can be copied to another machine",
-        f"by hand: {table} lists path, sha256 and URL of each file; put them below a folder of yours as"
-        f" <folder>/{spec.files[0].path} etc. and set ${ENVIRONMENT_VARIABLE}=<folder>",
+        f"by hand: {table} lists path and sha256 of each file, and their URLs end in the same paths: put"
+        f" {spec.files[0].url} below a folder of yours as <folder>/{spec.files[0].path}, the others likewise, and set"
+        f" ${ENVIRONMENT_VARIABLE}=<folder>",
     ]
     if spec.stand_in:
         ways.append(f"without the real files: data='synthetic' takes {spec.stand_in} instead, and says so in `source`")

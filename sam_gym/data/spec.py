@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +37,15 @@ class DatasetSpec:
     """One dataset, as a row of `sam_gym.data.DATASETS`.
 
     Attributes:
-        name: Short name, for example "isbi2012"; also the name of its folder of files.
+        name: Short name, for example "isbi2012".
         title: One line that says what it shows and what its objects are.
         licence: The terms of the files.
         citation: Who is to be cited.
         splits: Split name -> image ids, in order. Fixed and versioned (`splits.json`), never drawn at random.
         read: `read(root, image_id)` gives the image and its labels; `root` is the folder that holds all of `files`, or
             None for a dataset without files.
+        folder: The folder of its files, and the name of their packaged list, `<folder>.csv`; "" if it is generated.
+            Two datasets that read the same images share it.
         files: Every file it needs; empty if it is generated.
         stand_in: Name of the generated dataset that takes its place where its files cannot be had, or None.
     """
@@ -53,20 +56,33 @@ class DatasetSpec:
     citation: str
     splits: Mapping[str, tuple[str, ...]]
     read: Callable[[Path | None, str], Sample]
+    folder: str = ""
     files: tuple[FileRecord, ...] = ()
     stand_in: str | None = None
 
 
-def read_file_list(name: str) -> tuple[FileRecord, ...]:
-    """The packaged list of a dataset's files, `sam_gym/data/<name>.csv`."""
-    text = resources.files("sam_gym.data").joinpath(f"{name}.csv").read_text(encoding="utf-8")
+def read_file_list(folder: str, base_url: str) -> tuple[FileRecord, ...]:
+    """The packaged list of the files in a folder, `sam_gym/data/<folder>.csv`.
+
+    Args:
+        folder: Name of the folder; each path in the list begins with it.
+        base_url: What the URLs of all files have in common, up to a slash. The path within the folder follows it.
+
+    Returns:
+        One record a file, in the list's order.
+    """
+    text = resources.files("sam_gym.data").joinpath(f"{folder}.csv").read_text(encoding="utf-8")
+    _header, *rows = csv.reader(text.splitlines())
     return tuple(
-        FileRecord(row["path"], int(row["bytes"]), row["sha256"], row["url"])
-        for row in csv.DictReader(text.splitlines())
+        FileRecord(path, int(size), sha256, base_url + quote(path.removeprefix(f"{folder}/")))
+        for path, size, sha256 in rows
     )
 
 
 def read_splits(name: str) -> Mapping[str, tuple[str, ...]]:
-    """The packaged splits of a dataset, from `sam_gym/data/splits.json`: split name -> image ids."""
+    """Packaged splits, from `sam_gym/data/splits.json`: split name -> image ids.
+
+    `name` is a dataset's name, or that of the folder whose images several datasets share.
+    """
     tables = json.loads(resources.files("sam_gym.data").joinpath("splits.json").read_text(encoding="utf-8"))
     return MappingProxyType({split: tuple(ids) for split, ids in tables["datasets"][name].items()})

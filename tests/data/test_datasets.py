@@ -33,6 +33,7 @@ def test_rows_are_complete(name):
     assert spec.licence
     assert spec.citation
     assert spec.stand_in is None or not DATASETS[spec.stand_in].files
+    assert all(file.path.startswith(f"{spec.folder}/") for file in spec.files)
 
 
 def test_isbi_splits_are_contiguous_blocks():
@@ -48,6 +49,7 @@ def test_isbi_file_list_is_pinned_and_complete():
         assert re.fullmatch(r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/.+", file.url)
         assert file.bytes > 0
     assert len({f.sha256 for f in files}) == 60
+    assert files[0].url.endswith("/data/membrane/train/image/0.png")
 
 
 @pytest.mark.parametrize("split", ISBI_BLOCKS)
@@ -109,7 +111,7 @@ def test_small_limits_keep_valid_boxes(real):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        ({"name": "isbi"}, r"unknown dataset 'isbi'; did you mean 'isbi2012'\? Choices: isbi2012, synthetic-em"),
+        ({"name": "isbi"}, r"unknown dataset 'isbi'; did you mean 'isbi2012'\? Choices: isbi2012, .*, synthetic-em"),
         ({"name": "coco-panoptic"}, r"unknown dataset 'coco-panoptic'\. Choices: isbi2012"),
         ({"name": "isbi2012", "split": "tset"}, r"did you mean 'test'\? Choices: train, val, test"),
         ({"name": "isbi2012", "data": "fake"}, r"unknown data mode 'fake'.* Choices: auto, real, synthetic"),
