@@ -71,9 +71,10 @@ def main() -> None:
     folder = arguments.out or arguments.model.parent / f"evaluation-{arguments.split}"
     try:
         agent = ModelPrompter(MaskablePPO.load(arguments.model, device=arguments.device))
-        entries = {name: make(0) for name, make in PROMPTERS.items()} | {"agent": agent}
-        n = min(16, max(1, arguments.objects or 16))
-        records = evaluate_entries(entries, environment(n), folder / "evaluations", arguments.objects)
+        env = environment(min(16, max(1, arguments.objects or 16)))
+        baselines = PROMPTERS[env.settings.action_mode]
+        entries = {name: make(0) for name, make in baselines.items()} | {"agent": agent}
+        records = evaluate_entries(entries, env, folder / "evaluations", arguments.objects)
         title = f"{arguments.env}, {records[0].provenance['source']}, {arguments.model}"
         write_report(folder, title, records, agent, environment(1, "rgb_array"), {"points": []})
     except (DataUnavailableError, CheckpointError, ValueError, gymnasium.error.Error) as error:

@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from tqdm import tqdm
 
 from sam_gym import report
-from sam_gym.envs.prompt import SamPromptVectorEnv
+from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.evaluation import Record, encode_images, evaluate, evaluation_provenance, select_cases
 from sam_gym.fetching import atomic_path
 from sam_gym.naming import did_you_mean
@@ -162,7 +162,9 @@ class Training:
         started = time.perf_counter()
         self.keep()
         agent = ModelPrompter(self._load(self.folder / "model.zip"))
-        entries: dict[str, Prompter] = {name: make(0) for name, make in PROMPTERS.items()}
+        entries: dict[str, Prompter] = {
+            name: make(0) for name, make in PROMPTERS[self.train.settings.action_mode].items()
+        }
         if (self.folder / "clone.zip").is_file():
             entries["clone alone"] = ModelPrompter(self._load(self.folder / "clone.zip"))
         entries["agent"] = agent
@@ -197,7 +199,7 @@ class Training:
 
     # ------------------------------------------------------------------- pieces
 
-    def _environment(self, split: str, autoreset_mode: str, n: int, **more: Any) -> SamPromptVectorEnv:
+    def _environment(self, split: str, autoreset_mode: str, n: int, **more: Any) -> EngineVectorEnv:
         return gymnasium.make_vec(
             self.state["arguments"]["env"], num_envs=n, vectorization_mode="vector_entry_point",
             split=split, autoreset_mode=autoreset_mode, **self.settings, **more,
@@ -287,7 +289,7 @@ class _PPOProgress(BaseCallback):
 
 
 def evaluate_entries(
-    entries: dict[str, Prompter], env: SamPromptVectorEnv, folder: Path, max_objects: int | None
+    entries: dict[str, Prompter], env: EngineVectorEnv, folder: Path, max_objects: int | None
 ) -> list[Record]:
     """Evaluate each entry on the environment's split, skipping those whose record is in `folder` already.
 
@@ -316,7 +318,7 @@ def write_report(
     title: str,
     records: list[Record],
     agent: Prompter,
-    pictures: SamPromptVectorEnv,
+    pictures: EngineVectorEnv,
     state: dict[str, Any],
 ) -> None:
     """Table on the screen and as Markdown, learning_curve.png, episodes.png and record.json."""

@@ -35,9 +35,10 @@ from segment_anything import SamPredictor
 
 import sam_gym  # noqa: F401  (registers the environments)
 from sam_gym import report
+from sam_gym.boxes import noisy_box
 from sam_gym.data import SegmentationData, load_data
 from sam_gym.envs import observations, references
-from sam_gym.envs.episode import GridActions, noisy_box
+from sam_gym.envs.episode import GridActions
 from sam_gym.evaluation import encode_images
 from sam_gym.fetching import embeddings_dir
 from sam_gym.progress import progress_bar

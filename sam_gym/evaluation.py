@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_gym.data import SegmentationData
-from sam_gym.envs.episode import noisy_box
-from sam_gym.envs.prompt import SamPromptVectorEnv
+from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.envs.settings import Settings
 from sam_gym.metrics import Interval, bootstrap_mean
 from sam_gym.progress import progress_bar
 from sam_gym.prompters import Prompter
@@ -33,17 +33,21 @@ class EpisodeCase:
     cue: tuple[float, float, float, float]
 
 
-def episode_list(data: SegmentationData, box_noise: float) -> list[EpisodeCase]:
+def episode_list(data: SegmentationData, settings: Settings) -> list[EpisodeCase]:
     """The fixed episodes of a split: every object once, its cue drawn from a generator seeded by what it is.
 
     The cue of an object does not depend on which other objects are in the split.
+
+    Args:
+        data: The split.
+        settings: Say how a cue is drawn (`Settings.draw_cue`); nothing else of them counts.
     """
     cases = []
     for image, object_id, tight in zip(data.objects.image_index, data.objects.object_id, data.objects.box, strict=True):
         name = f"{EPISODE_LIST_VERSION}/{data.source}/{data.image_ids[image]}/{object_id}"
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
         height, width = data.image(int(image)).shape[:2]
-        x0, y0, x1, y1 = (float(v) for v in noisy_box(tight, box_noise, (height, width), rng))
+        x0, y0, x1, y1 = (float(v) for v in settings.draw_cue(tight, (height, width), rng))
         cases.append(EpisodeCase(int(image), int(object_id), (x0, y0, x1, y1)))
     return cases
 
@@ -114,13 +118,13 @@ class Record:
         return record
 
 
-def select_cases(env: SamPromptVectorEnv, max_objects: int | None) -> list[EpisodeCase]:
+def select_cases(env: EngineVectorEnv, max_objects: int | None) -> list[EpisodeCase]:
     """The fixed episodes of the environment's split, or `max_objects` of them, evenly spread over the list.
 
     Raises:
         ValueError: `max_objects` is below 1.
     """
-    cases = episode_list(env.engine.data, env.settings.box_noise)
+    cases = episode_list(env.engine.data, env.settings)
     if max_objects is None or max_objects >= len(cases):
         return cases
     if max_objects < 1:
@@ -128,7 +132,7 @@ def select_cases(env: SamPromptVectorEnv, max_objects: int | None) -> list[Episo
     return [cases[i] for i in np.linspace(0, len(cases) - 1, max_objects).round().astype(int)]
 
 
-def evaluation_provenance(prompter: Prompter, env: SamPromptVectorEnv, cases: Sequence[EpisodeCase]) -> dict[str, Any]:
+def evaluation_provenance(prompter: Prompter, env: EngineVectorEnv, cases: Sequence[EpisodeCase]) -> dict[str, Any]:
     """What a record's numbers depend on, JSON-able: equal provenance of scripted or saved prompters, equal numbers."""
     data, settings = env.engine.data, env.settings
     return {
@@ -139,15 +143,12 @@ def evaluation_provenance(prompter: Prompter, env: SamPromptVectorEnv, cases: Se
         "episode_list": {"version": EPISODE_LIST_VERSION, "sha256": episode_list_hash(cases)},
         "checkpoint": checkpoint_id(settings.checkpoint),
         "precision": env.engine.backend.precision,
-        "box_noise": settings.box_noise,
-        "view_scale": settings.view_scale,
-        "grid": settings.grid,
-        "max_prompts": settings.max_prompts,
+        **settings.rules(),
         "policy": getattr(prompter, "identity", None),
     }
 
 
-def encode_images(envs: Iterable[SamPromptVectorEnv]) -> None:
+def encode_images(envs: Iterable[EngineVectorEnv]) -> None:
     """Run the encoder over all images of the environments' splits, with a bar: afterwards no reset needs it."""
     waiting = [(env, i) for env in envs for i in range(len(env.engine.data.image_ids))]
     with progress_bar("encoding", len(waiting), "image") as bar:
@@ -159,7 +160,7 @@ def encode_images(envs: Iterable[SamPromptVectorEnv]) -> None:
 def evaluate(
     prompter: Prompter,
     name: str,
-    env: SamPromptVectorEnv,
+    env: EngineVectorEnv,
     *,
     max_objects: int | None = None,
     progress: bool = True,
@@ -212,7 +213,7 @@ def evaluate(
     return Record(name, iou.round(6), prompts, cases, provenance)  # rounded, so that a stored record equals it
 
 
-def _pose(env: SamPromptVectorEnv, rows: NDArray[np.bool_], cases: list[EpisodeCase]) -> dict[str, NDArray]:
+def _pose(env: EngineVectorEnv, rows: NDArray[np.bool_], cases: list[EpisodeCase]) -> dict[str, NDArray]:
     options = {
         "image": [case.image for case in cases],
         "object": [case.object_id for case in cases],
@@ -222,6 +223,6 @@ def _pose(env: SamPromptVectorEnv, rows: NDArray[np.bool_], cases: list[EpisodeC
     return env.reset(options=options)[0]
 
 
-def _note(iou: NDArray, current: NDArray, rows: NDArray[np.bool_], env: SamPromptVectorEnv) -> None:
+def _note(iou: NDArray, current: NDArray, rows: NDArray[np.bool_], env: EngineVectorEnv) -> None:
     counted = rows & (current >= 0)
     iou[current[counted], env.engine.episodes.prompts[counted]] = env.engine.quality.iou[counted]

@@ -1,6 +1,6 @@
-"""Scripted prompters: what an agent is compared with. All work on a `SamPromptVectorEnv` in grid mode.
+"""Scripted prompters: what an agent is compared with. `PROMPTERS` says which there are for which kind of action.
 
-The oracle looks at the ground truth, and says so by asking the environment for it; the others see what agents see.
+The oracles look at the ground truth, and say so by asking the environment for it; the others see what agents see.
 """
 
 from __future__ import annotations
@@ -9,20 +9,23 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from sam_gym.envs.episode import GridActions, in_view
+from sam_gym.boxes import box_iou, clip_box, tight_box
+from sam_gym.envs.box_refine import SideMoves, SideSteps
+from sam_gym.envs.episode import Episodes, GridActions, in_view
 
 if TYPE_CHECKING:
+    from sam_gym.envs.base import EngineVectorEnv
     from sam_gym.envs.engine import PromptEngine
-    from sam_gym.envs.prompt import SamPromptVectorEnv
 
 
 class Prompter(Protocol):
     """Anything that chooses actions for a batch of episodes."""
 
-    def __call__(self, observations: dict[str, NDArray], env: SamPromptVectorEnv) -> NDArray[np.int64]:
+    def __call__(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray:
         """Choose one action per sub-environment.
 
         Args:
@@ -30,18 +33,18 @@ class Prompter(Protocol):
             env: The environment itself, for `action_masks()`; oracles also take the truth from it.
 
         Returns:
-            (N,) actions.
+            N actions.
         """
         ...
 
 
-def box_only(observations: dict[str, NDArray], env: SamPromptVectorEnv) -> NDArray[np.int64]:
+def box_only(observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray:
     """Stop at once: the cue box's own mask."""
-    return np.full(env.num_envs, _grid(env.engine).stop, np.int64)
+    return np.stack([env.engine.actions.stop] * env.num_envs)
 
 
 class RandomPrompter:
-    """A random allowed click each time, foreground or background alike; stops only where no click is allowed any more.
+    """A random action each time, of the allowed ones where actions are discrete; it stops only where nothing else is left.
 
     What it draws depends on the episode and the prompt alone, so that a record does not depend on how many environments
     there were.
@@ -53,19 +56,27 @@ class RandomPrompter:
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
 
-    def __call__(self, observations: dict[str, NDArray], env: SamPromptVectorEnv) -> NDArray[np.int64]:
+    def __call__(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray:
         """See `Prompter`."""
-        episodes, stop = env.engine.episodes, _grid(env.engine).stop
-        actions = np.full(env.num_envs, stop, np.int64)
-        for row, allowed in enumerate(env.action_masks()[:, :-1]):
-            if allowed.any():
-                cue = episodes.cue[row].view(np.uint32).tolist()
-                drawn = (self._seed, episodes.image[row], episodes.object_id[row], *cue, episodes.prompts[row])
-                actions[row] = np.random.default_rng([int(v) for v in drawn]).choice(np.flatnonzero(allowed))
+        engine, space = env.engine, env.single_action_space
+        actions = box_only(observations, env)
+        allowed = env.action_masks() if isinstance(space, spaces.Discrete) else None
+        for row in range(env.num_envs):
+            rng = np.random.default_rng([self._seed, *_moment(engine.episodes, row)])
+            if allowed is None:
+                actions[row] = rng.uniform(-1, 1, space.shape)
+            elif len(others := np.flatnonzero(allowed[row] & (np.arange(allowed.shape[1]) != engine.actions.stop))):
+                actions[row] = rng.choice(others)
         return actions
 
 
-def centre(observations: dict[str, NDArray], env: SamPromptVectorEnv) -> NDArray[np.int64]:
+def _moment(episodes: Episodes, row: int) -> list[int]:
+    """Numbers that tell this moment of this episode from every other."""
+    cue = episodes.cue[row].view(np.uint32)
+    return [int(v) for v in (episodes.image[row], episodes.object_id[row], *cue, episodes.prompts[row])]
+
+
+def centre(observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray[np.int64]:
     """One foreground click in the cell nearest to the cue's centre, then stop."""
     grid = _grid(env.engine)
     nearest = int(np.abs(grid.centres - 0.5).sum(axis=1).argmin())
@@ -74,7 +85,7 @@ def centre(observations: dict[str, NDArray], env: SamPromptVectorEnv) -> NDArray
     return np.where(first & allowed[:, nearest], nearest, grid.stop)
 
 
-def oracle_clicks(observations: dict[str, NDArray], env: SamPromptVectorEnv) -> NDArray[np.int64]:
+def oracle_clicks(observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray[np.int64]:
     """Click where the largest circle fits into an error region (RITM's rule on the grid); stop if no cell is in error.
 
     A cell counts by the distance from its centre to the border of the missed (foreground click) or wrongly covered
@@ -117,14 +128,106 @@ def click_scores(engine: PromptEngine, row: int) -> NDArray[np.float32]:
 
 def _grid(engine: PromptEngine) -> GridActions:
     if not isinstance(engine.actions, GridActions):
-        raise ValueError(f"scripted prompters click on the grid; action_mode is {engine.settings.action_mode!r}")
+        raise ValueError(f"this prompter clicks on the grid; action_mode is {engine.settings.action_mode!r}")
     return engine.actions
 
 
-PROMPTERS: dict[str, Callable[[int], Prompter]] = {
-    "box only": lambda seed: box_only,
-    "random": RandomPrompter,
-    "centre": lambda seed: centre,
-    "oracle clicks": lambda seed: oracle_clicks,
+class IterativeBox:
+    """Iterative inference: prompt with the tight box of the mask again and again, until the mask hardly changes.
+
+    The mask M of box B is decoded, B is replaced by M's bounding rectangle, and so on, until the change rate, the pixels
+    in which two masks in a row differ over the area of the newer one's box, is at most `threshold`; M is the
+    newer mask then. At least one repeat is made, so the number of repeats is the prompts given, and a decode more.
+
+    Where the published description is silent: masks are binary; the box is the one fed last; `max_prompts` of the
+    environment is the cap (10 here, where the table is made); a rectangle that was fed before in the episode ends it, since
+    a frozen SAM would go round from there; an empty mask has no rectangle, and the mask before it is the result. For that
+    the box before it is decoded again, and counted. It needs action_mode="discrete" of SamBoxRefine.
+
+    Args:
+        threshold: Change rate at which it stops; .05 as published.
+    """
+
+    def __init__(self, threshold: float = 0.05) -> None:
+        self.threshold = threshold
+        self._masks: dict[int, NDArray[np.bool_]] = {}
+        self._fed: dict[int, list[tuple[float, ...]]] = {}
+        self._came_back: dict[int, bool] = {}
+
+    def __call__(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray:
+        """See `Prompter`."""
+        modes = _steps(env.engine)
+        again = [self._goes_on(env.engine, row) for row in range(env.num_envs)]
+        return np.where(again, modes.rebox, modes.stop)
+
+    def _goes_on(self, engine: PromptEngine, row: int) -> bool:
+        episodes, mask = engine.episodes, engine.mask(row)
+        box, first = episodes.box[row], episodes.prompts[row] == 0
+        before = None if first else self._masks[row]
+        self._masks[row] = mask
+        if first:
+            self._fed[row], self._came_back[row] = [], False
+        self._fed[row].append(tuple(box.tolist()))
+        rectangle = tight_box(mask)
+        if rectangle is None:  # back to the mask before it, which was not empty; the first one has none before it
+            self._came_back[row] = not first
+            return not first
+        if self._came_back[row]:
+            return False
+        if before is not None:
+            if change_rate(mask, before, box) <= self.threshold or tuple(rectangle.tolist()) in self._fed[row]:
+                return False
+        return True
+
+
+def change_rate(mask: NDArray[np.bool_], before: NDArray[np.bool_], box: NDArray[np.float32]) -> float:
+    """Pixels in which two masks (H, W) differ, over the area of a box (4,) in pixels; it may exceed 1.
+
+    Example:
+        >>> change_rate(np.eye(4) > 0, np.zeros((4, 4), bool), np.array([0, 0, 4, 2], np.float32))
+        0.5
+    """
+    return float((mask != before).sum() / ((box[2] - box[0]) * (box[3] - box[1])))
+
+
+def oracle_box(observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray:
+    """Move the box towards the object's tight box, by the ground truth, as far and as long as the actions allow.
+
+    Discrete actions: the one whose box has the greatest IoU with the tight box, stop if none has more than the present.
+    """
+    engine = env.engine
+    targets = tight_boxes(engine)
+    if isinstance(engine.actions, SideMoves):
+        return engine.actions.toward(engine.episodes.box, targets)
+    modes, actions = _steps(engine), np.zeros(env.num_envs, np.int64)
+    for row in range(env.num_envs):
+        height, width = engine.episodes.image_size[row]
+        boxes = [clip_box(box, (height, width)) for box in modes.results(engine.episodes, row)]
+        gains = [box_iou(box, targets[row]) for box in (*boxes, engine.episodes.box[row])]
+        actions[row] = int(np.argmax(gains)) if max(gains[:-1]) > gains[-1] + 1e-6 else modes.stop
+    return actions
+
+
+def tight_boxes(engine: PromptEngine) -> NDArray[np.float32]:
+    """(N, 4) the tight boxes of the objects, by the ground truth."""
+    episodes, data = engine.episodes, engine.data
+    rows = [data.find(int(i), int(o)) for i, o in zip(episodes.image, episodes.object_id, strict=True)]
+    return data.objects.box[rows]
+
+
+def _steps(engine: PromptEngine) -> SideSteps:
+    if not isinstance(engine.actions, SideSteps):
+        raise ValueError(
+            "this prompter moves sides of boxes: it needs SamBoxRefine, with action_mode='discrete';"
+            f" here action_mode is {engine.settings.action_mode!r}"
+        )
+    return engine.actions
+
+
+_ANY: dict[str, Callable[[int], Prompter]] = {"box only": lambda seed: box_only, "random": RandomPrompter}
+PROMPTERS: dict[str, dict[str, Callable[[int], Prompter]]] = {
+    "grid": {**_ANY, "centre": lambda seed: centre, "oracle clicks": lambda seed: oracle_clicks},
+    "continuous": {**_ANY, "oracle box": lambda seed: oracle_box},
+    "discrete": {**_ANY, "iterative box": lambda seed: IterativeBox(), "oracle box": lambda seed: oracle_box},
 }
-"""Baselines by name: seed -> prompter."""
+"""Baselines by action mode and name: seed -> prompter."""

@@ -17,7 +17,10 @@ class Task:
     vector_entry_point: str
 
 
-TASKS = (Task("SamPrompt", 0, "sam_gym.envs.prompt:SamPromptEnv", "sam_gym.envs.prompt:SamPromptVectorEnv"),)
+TASKS = (
+    Task("SamPrompt", 0, "sam_gym.envs.prompt:SamPromptEnv", "sam_gym.envs.prompt:SamPromptVectorEnv"),
+    Task("SamBoxRefine", 0, "sam_gym.envs.box_refine:SamBoxRefineEnv", "sam_gym.envs.box_refine:SamBoxRefineVectorEnv"),
+)
 
 DATASETS = {
     "ISBI": "isbi2012",

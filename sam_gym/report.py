@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sam_gym.envs.prompt import SamPromptVectorEnv
+from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.rendering import film_strip
 from sam_gym.evaluation import Record
 from sam_gym.fetching import atomic_path
@@ -134,7 +134,7 @@ def _plot_training(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
     axis.legend(frameon=False)
 
 
-def save_film_strip(path: Path, prompter: Prompter, record: Record, env: SamPromptVectorEnv) -> None:
+def save_film_strip(path: Path, prompter: Prompter, record: Record, env: EngineVectorEnv) -> None:
     """Four episodes of `record`, from a poor one to a good one, a row each with a picture after every prompt.
 
     Args:
@@ -162,7 +162,7 @@ def save_film_strip(path: Path, prompter: Prompter, record: Record, env: SamProm
         picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS).save(temporary, "PNG")
 
 
-def _picture(env: SamPromptVectorEnv) -> NDArray[np.uint8]:
+def _picture(env: EngineVectorEnv) -> NDArray[np.uint8]:
     frames = env.render()
     if frames is None:
         raise ValueError("pictures need an environment made with render_mode='rgb_array'")

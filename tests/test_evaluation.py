@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sam_gym.data import SegmentationData, load_data
 from sam_gym.envs import SamPromptVectorEnv
+from sam_gym.envs.prompt import PromptSettings
 from sam_gym.evaluation import EpisodeCase, Record, episode_list, episode_list_hash, evaluate
 from sam_gym.prompters import PROMPTERS, box_only, centre, oracle_clicks
 
@@ -24,8 +25,9 @@ ISBI_TEST_LIST = "93cf390b4b5bb749d5fd8a721e58f167b4a3d266c066441334ab96c89c39f6
 
 PRINT_LIST = """
 from sam_gym.data import load_data
+from sam_gym.envs.prompt import PromptSettings
 from sam_gym.evaluation import episode_list, episode_list_hash
-print(episode_list_hash(episode_list(load_data("synthetic-em", "val"), 0.2)))
+print(episode_list_hash(episode_list(load_data("synthetic-em", "val"), PromptSettings(box_noise=0.2))))
 """
 
 
@@ -68,7 +70,7 @@ def test_each_object_exactly_once(num_envs: int) -> None:
     assert np.isfinite(record.iou).all()
 
 
-@pytest.mark.parametrize("prompter", [box_only, centre, PROMPTERS["random"](0), oracle_clicks, StopsAfter()])
+@pytest.mark.parametrize("prompter", [box_only, centre, PROMPTERS["grid"]["random"](0), oracle_clicks, StopsAfter()])
 def test_does_not_depend_on_the_number_of_environments(prompter: Any) -> None:
     records = []
     for num_envs in (1, 4, 16):
@@ -102,7 +104,7 @@ def test_the_curve_is_what_an_episode_shows() -> None:
 def test_the_first_value_is_the_box_alone() -> None:
     env = make(4)
     small_split(env, 6)
-    records = {name: evaluate(build(0), name, env, progress=False) for name, build in PROMPTERS.items()}
+    records = {name: evaluate(build(0), name, env, progress=False) for name, build in PROMPTERS["grid"].items()}
     box = records["box only"]
     assert box.prompts.tolist() == [0] * 6
     np.testing.assert_array_equal(box.iou, np.repeat(box.iou[:, :1], 6, axis=1))
@@ -126,7 +128,7 @@ def test_after_stop_the_last_value_is_carried_on() -> None:
 def test_a_time_limit_ends_episodes_too() -> None:
     env = make(2, max_episode_steps=2)
     small_split(env, 4)
-    record = evaluate(PROMPTERS["random"](0), "random", env, progress=False)
+    record = evaluate(PROMPTERS["grid"]["random"](0), "random", env, progress=False)
     assert record.prompts.tolist() == [2] * 4
 
 
@@ -135,12 +137,16 @@ def test_a_time_limit_ends_episodes_too() -> None:
 
 def test_episode_list_is_the_same_in_a_fresh_process() -> None:
     found = subprocess.run([sys.executable, "-c", PRINT_LIST], capture_output=True, text=True, check=True).stdout
-    assert found.strip() == episode_list_hash(episode_list(load_data("synthetic-em", "val"), 0.2))
+    assert found.strip() == episode_list_hash(
+        episode_list(load_data("synthetic-em", "val"), PromptSettings(box_noise=0.2))
+    )
 
 
 def test_a_cue_does_not_depend_on_other_objects() -> None:
-    cases = {(c.image, c.object_id): c for c in episode_list(load_data("synthetic-em", "val"), 0.2)}
-    fewer = episode_list(load_data("synthetic-em", "val", min_area=600), 0.2)
+    cases = {
+        (c.image, c.object_id): c for c in episode_list(load_data("synthetic-em", "val"), PromptSettings(box_noise=0.2))
+    }
+    fewer = episode_list(load_data("synthetic-em", "val", min_area=600), PromptSettings(box_noise=0.2))
     assert 10 < len(fewer) < len(cases) - 10
     assert all(cases[case.image, case.object_id] == case for case in fewer)
     assert len({case.cue for case in cases.values()}) == len(cases)
@@ -148,21 +154,21 @@ def test_a_cue_does_not_depend_on_other_objects() -> None:
 
 def test_cues_are_within_the_noise() -> None:
     data = load_data("synthetic-em", "val")
-    for case, tight in zip(episode_list(data, 0.1), data.objects.box, strict=True):
+    for case, tight in zip(episode_list(data, PromptSettings(box_noise=0.1)), data.objects.box, strict=True):
         extent = np.tile(tight[2:] - tight[:2], 2)
         assert (np.abs(np.array(case.cue) - tight) <= 0.1 * extent + 1e-3).all()
-    for case, tight in zip(episode_list(data, 0.0), data.objects.box, strict=True):
+    for case, tight in zip(episode_list(data, PromptSettings(box_noise=0.0)), data.objects.box, strict=True):
         assert case.cue == tuple(tight.tolist())
 
 
 def test_the_published_list(real_folder: Any) -> None:
-    cases = episode_list(load_data("isbi2012", "test", "real"), 0.2)
+    cases = episode_list(load_data("isbi2012", "test", "real"), PromptSettings(box_noise=0.2))
     assert episode_list_hash(cases) == ISBI_TEST_LIST
 
 
 def test_some_objects_are_spread_over_the_list() -> None:
     env = make(4)
-    whole = episode_list(env.engine.data, 0.2)
+    whole = episode_list(env.engine.data, PromptSettings(box_noise=0.2))
     record = evaluate(box_only, "box only", env, max_objects=5, progress=False)
     assert record.cases == [whole[round(i * (len(whole) - 1) / 4)] for i in range(5)]
     assert record.cases[0] == whole[0]
@@ -201,7 +207,7 @@ def test_provenance_says_what_was_measured() -> None:
     provenance = evaluate(box_only, "box only", env, progress=False).provenance
     assert provenance["data_hash"] == data.hash()
     assert provenance["checkpoint"].startswith("tiny_random-")
-    assert provenance["episode_list"]["sha256"] == episode_list_hash(episode_list(data, 0.2))
+    assert provenance["episode_list"]["sha256"] == episode_list_hash(episode_list(data, PromptSettings(box_noise=0.2)))
     named = ("split", "source", "precision", "box_noise", "max_prompts", "policy")
     assert [provenance[name] for name in named] == ["val", "synthetic-em", "exact", 0.2, 5, None]
     changed = asdict(EpisodeCase(0, 1, (0, 0, 1, 1)))

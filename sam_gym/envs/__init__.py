@@ -1,5 +1,6 @@
 """The environments."""
 
+from sam_gym.envs.box_refine import SamBoxRefineEnv, SamBoxRefineVectorEnv
 from sam_gym.envs.prompt import SamPromptEnv, SamPromptVectorEnv
 
-__all__ = ["SamPromptEnv", "SamPromptVectorEnv"]
+__all__ = ["SamBoxRefineEnv", "SamBoxRefineVectorEnv", "SamPromptEnv", "SamPromptVectorEnv"]

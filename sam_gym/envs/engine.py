@@ -2,14 +2,14 @@
 
 `PromptEngine` holds the episodes as arrays and makes one decode call per step, whatever N is and however many of them
 begin anew in that step. The single environment is N = 1 of it; seeding, autoreset and Gymnasium's interfaces are the
-environments' business (`sam_gym.envs.prompt`).
+environments' business (`sam_gym.envs.base`), and what a task is its `Settings` say.
 """
 
 from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,81 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sam_gym.boxes import clip_box
 from sam_gym.data import SegmentationData, load_data
-from sam_gym.envs.episode import Episodes, GridActions, action_mode, clip_box, noisy_box, view_of
-from sam_gym.envs.observers import OBSERVERS, Observer, Rows, check_observer
+from sam_gym.envs.episode import Episodes, view_of
+from sam_gym.envs.observers import OBSERVERS, Observer, Rows
 from sam_gym.envs.rewards import Outcome, Quality, parse_reward, weighted
-from sam_gym.naming import did_you_mean
+from sam_gym.envs.settings import RESET_OPTIONS, Settings
 from sam_gym.sam.backend import ImageEmbedding, get_backend
 from sam_gym.sam.masks import Masks
 from sam_gym.sam.prompts import PromptBatch
 
 NO_ROWS: Rows = np.zeros(0, np.intp)
-
-
-@dataclass(frozen=True)
-class PromptSettings:
-    """What `gymnasium.make` accepts for SamPrompt environments; all values survive JSON.
-
-    Attributes:
-        dataset: Name in `sam_gym.data.DATASETS`.
-        split: "train", "val" or "test".
-        data: "auto" (real files, else the marked stand-in), "real" (else an error) or "synthetic".
-        checkpoint: Name in `sam_gym.sam.CHECKPOINTS` or path of a SAM weights file.
-        device: "auto", "cpu", "cuda" ...
-        precision: "exact" (float32 decoder), "fast" (bfloat16), "auto" (fast where the hardware has bfloat16) or
-            "official" (segment_anything's own decoder).
-        action_mode: "grid", "point" or "box".
-        observation: "full", or "reference" for small rollout buffers (`sam_gym.envs.references`).
-        grid: G, cells of the action grid and of the embedding per side.
-        max_prompts: Prompts per episode, the cue box not counted.
-        box_noise: e, relative error of each side of the cue box.
-        view_scale: Side of the view over the cue box's longer side.
-        reward: A reward term ("iou", "dice", "hit") or {term: weight}.
-        prompt_cost: Subtracted for each prompt (not for stop).
-        min_area: Smallest object in px.
-        max_area: Largest object in px.
-    """
-
-    dataset: str = "isbi2012"
-    split: str = "train"
-    data: str = "auto"
-    checkpoint: str = "mobile_sam"
-    device: str = "auto"
-    precision: str = "exact"
-    action_mode: str = "grid"
-    observation: str = "full"
-    grid: int = 16
-    max_prompts: int = 5
-    box_noise: float = 0.2
-    view_scale: float = 1.7
-    reward: str | Mapping[str, float] = "iou"
-    prompt_cost: float = 0.0
-    min_area: int = 200
-    max_area: int = 60_000
-
-    def __post_init__(self) -> None:
-        parse_reward(self.reward)
-        check_observer(self.observation)
-        limits = {"grid": (2, 32), "max_prompts": (1, 100), "box_noise": (0, 0.45), "view_scale": (1, 20)}
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)} is outside {low}..{high}")
-        for name in ("grid", "max_prompts"):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name}={getattr(self, name)} is not an integer")
-        if not np.isfinite(self.prompt_cost):
-            raise ValueError(f"prompt_cost={self.prompt_cost} is not finite")
-
-    @classmethod
-    def parse(cls, given: Mapping[str, Any]) -> PromptSettings:
-        """Settings from keyword arguments; an unknown one is named together with the nearest known one."""
-        known = [f.name for f in fields(cls)]
-        for name in given:
-            if name not in known:
-                hint = did_you_mean(name, known) or f"known are {', '.join(known)}"
-                raise TypeError(f"unknown argument {name!r}; {hint}")
-        return cls(**given)
 
 
 @dataclass(frozen=True)
@@ -107,7 +43,7 @@ class PromptEngine:
     """N prompting episodes, advanced together.
 
     Args:
-        settings: See `PromptSettings`.
+        settings: Of one task, for example `sam_gym.envs.prompt.PromptSettings`.
         num_envs: N.
 
     Attributes:
@@ -116,16 +52,18 @@ class PromptEngine:
         box_only_iou: (N,) IoU of the cue box's own mask, where each episode began.
     """
 
-    def __init__(self, settings: PromptSettings, num_envs: int) -> None:
+    def __init__(self, settings: Settings, num_envs: int) -> None:
         self.settings = settings
-        self.actions = action_mode(settings.action_mode, settings.grid)
+        self.actions = settings.actions()
         self.data: SegmentationData = load_data(
             settings.dataset, settings.split, settings.data, settings.min_area, settings.max_area
         )
         self.backend = get_backend(settings.checkpoint, settings.device, settings.precision)
         n = num_envs
         self.episodes = Episodes.blank(n, settings.max_prompts, settings.grid)
-        self._observer: Observer = OBSERVERS[settings.observation](self.episodes, self.backend, settings.grid)
+        self._observer: Observer = OBSERVERS[settings.observation](
+            self.episodes, self.backend, settings.grid, settings.sight
+        )
         self.observation_space = self._observer.space
         self.quality = Quality(np.zeros(n), np.zeros(n))
         self.box_only_iou = np.zeros(n)
@@ -141,16 +79,17 @@ class PromptEngine:
 
         Args:
             rng: The sub-environment's own generator.
-            request: May hold "image" (index in the split, or id), "object" (id in that image) and "cue" (x0, y0,
-                x1, y1 in image pixels); what is missing is drawn.
+            request: May hold "image" (index in the split, or id), "object" (id in that image), "cue" (x0, y0,
+                x1, y1 in image pixels) and the task's own options; what is missing is drawn.
 
         Raises:
             ValueError: An unknown entry, or an image, object or cue that is not there.
         """
         request = dict(request or {})
-        image, wanted, cue = (request.pop(name, None) for name in ("image", "object", "cue"))
-        if request:
-            raise ValueError(f"unknown reset options {sorted(request)}; known are 'image', 'object' and 'cue'")
+        if unknown := sorted(request.keys() - set(self.settings.reset_options)):
+            known = ", ".join(map(repr, self.settings.reset_options))
+            raise ValueError(f"unknown reset options {unknown}; known are {known}")
+        image, wanted, cue = (request.pop(name, None) for name in RESET_OPTIONS)
         objects = self.data.objects
         if wanted is not None:
             if image is None:
@@ -167,7 +106,9 @@ class PromptEngine:
         index = int(objects.image_index[row])
         size = self.data.image(index).shape[:2]
         if cue is None:
-            box = noisy_box(objects.box[row], self.settings.box_noise, (size[0], size[1]), rng)
+            box = self.settings.draw_cue(objects.box[row], (size[0], size[1]), rng, **request)
+        elif request:
+            raise ValueError(f"reset option 'cue' is the box itself; leave out {sorted(request)}")
         else:
             box = np.asarray(cue, np.float32)
             if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= box[:2]).any():
@@ -210,7 +151,7 @@ class PromptEngine:
         for i, pose in enumerate(fresh.values()):
             episodes.image[i], episodes.object_id[i] = pose.image, pose.object_id
             episodes.image_size[i] = self.data.image(pose.image).shape[:2]
-            episodes.cue[i] = episodes.box[i] = pose.cue
+            episodes.cue[i] = episodes.box[i] = episodes.last_box[i] = pose.cue
             episodes.view[i] = view_of(pose.cue, self.settings.view_scale)
         embeddings = self.backend.encode([self.data.image(pose.image) for pose in fresh.values()])
         truths = [
@@ -222,20 +163,24 @@ class PromptEngine:
     def _decode(self, prompted: Rows, begun: _Begun) -> _Decoded:
         """The one decode call of a step: the prompts of running episodes, then the cue boxes of new ones."""
         if not len(prompted) and not len(begun.rows):
-            return _Decoded(self._logits[:0], *(np.zeros(0) for _ in range(3)))
+            return _Decoded(self._logits[:0], *(np.zeros(0) for _ in range(3)), np.zeros((0, 4), np.float32))
         running, new = self.episodes, begun.episodes
-        has_mask = np.arange(len(prompted) + len(new)) < len(prompted)
-        previous = self._logits[torch.as_tensor(prompted, device=self._logits.device)]
+        has_mask = (np.arange(len(prompted) + len(new)) < len(prompted)) & self.settings.feeds_mask
+        masks = None
+        if has_mask.any():
+            previous = self._logits[torch.as_tensor(prompted, device=self._logits.device)]
+            masks = torch.cat([previous, previous.new_zeros(len(new), *previous.shape[1:])])
         batch = PromptBatch(
             points=np.concatenate([running.points[prompted], new.points]),
             labels=np.concatenate([running.labels[prompted], new.labels]),
             boxes=np.concatenate([running.box[prompted], new.box]),
-            mask_logits=torch.cat([previous, previous.new_zeros(len(new), *previous.shape[1:])]),
+            mask_logits=masks,
             has_mask=has_mask,
         )
         embeddings = [_known(self._embeddings[row]) for row in prompted] + begun.embeddings
         truths = [_known(self._truths[row]) for row in prompted] + begun.truths
-        return _Decoded.of(self.backend.decode(embeddings, batch, truths=truths))
+        boxes = self.settings.sight.shows_mask_box
+        return _Decoded.of(self.backend.decode(embeddings, batch, truths=truths, statistics=boxes))
 
     def _finish_step(self, acted: Rows, prompted: Rows, decoded: _Decoded) -> NDArray[np.float64]:
         before = Quality(self.quality.iou[acted].copy(), self.quality.dice[acted].copy())
@@ -263,6 +208,7 @@ class PromptEngine:
             return
         self._logits[torch.as_tensor(rows, device=self._logits.device)] = decoded.logits
         self.quality.iou[rows], self.quality.dice[rows] = decoded.iou, decoded.dice
+        self.episodes.mask_box[rows] = decoded.mask_box
         self._observer.show(rows, decoded.logits, decoded.predicted_iou, first=first)
 
     def _hit(self, row: int) -> float:
@@ -296,10 +242,11 @@ class PromptEngine:
         }
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """(N, actions) bool: what may be done. Grid mode only."""
-        if not isinstance(self.actions, GridActions):
-            raise ValueError(f"action masks exist for action_mode='grid', not for {self.settings.action_mode!r}")
-        return self.actions.masks(self.episodes)
+        """(N, actions) bool: what may be done. Discrete action modes only."""
+        masks = getattr(self.actions, "masks", None)
+        if masks is None:
+            raise ValueError(f"action masks exist for discrete actions, not for {self.settings.action_mode!r}")
+        return masks(self.episodes)
 
     def mask(self, row: int) -> NDArray[np.bool_]:
         """(H, W) bool, the current mask at full size."""
@@ -322,22 +269,32 @@ class _Begun:
 
 @dataclass
 class _Decoded:
-    """What a step needs of a decode: logits (n, 4h, 4w) on the device, and three numbers per mask on the host."""
+    """What a step needs of a decode: logits (n, 4h, 4w) on the device; on the host three numbers per mask and its box.
+
+    The boxes are (n, 4) float32 in pixels of the image, NaN where the mask is empty or nobody asked.
+    """
 
     logits: Tensor
     predicted_iou: NDArray[np.float64]
     iou: NDArray[np.float64]
     dice: NDArray[np.float64]
+    mask_box: NDArray[np.float32]
 
     @classmethod
     def of(cls, masks: Masks) -> _Decoded:
         """The single masks of a decode with truths, in one copy to the host."""
         measured = _known(masks.statistics)
         numbers = torch.stack([masks.predicted_iou.double(), measured.iou, measured.dice])[..., 0].cpu().numpy()
-        return cls(masks.logits[:, 0], *numbers)
+        boxes = np.full((len(masks.logits), 4), np.nan, np.float32)
+        if measured.box is not None:
+            some = (measured.area[:, 0] > 0).cpu().numpy()
+            boxes[some] = measured.box[:, 0].cpu().numpy()[some]
+        return cls(masks.logits[:, 0], *numbers, boxes)
 
     def __getitem__(self, rows: slice) -> _Decoded:
-        return _Decoded(self.logits[rows], self.predicted_iou[rows], self.iou[rows], self.dice[rows])
+        return _Decoded(
+            self.logits[rows], self.predicted_iou[rows], self.iou[rows], self.dice[rows], self.mask_box[rows]
+        )
 
 
 def _known(value: Any) -> Any:

@@ -7,14 +7,14 @@ image, whose pixel (i, j) covers [j, j + 1) x [i, i + 1), unless a name says oth
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from sam_gym.boxes import Floats, clip_box
 from sam_gym.sam.prompts import ABSENT
-
-Floats = NDArray[np.float32]
 
 
 @dataclass
@@ -28,6 +28,8 @@ class Episodes:
         cue: (N, 4) float32 noisy box x0, y0, x1, y1 that the episode starts from.
         view: (N, 3) float32 left, top, side of the square that is observed and acted in.
         box: (N, 4) float32 box prompt of the next decode; the cue until an action moves it.
+        last_box: (N, 4) float32 the box before that, the cue if there was none.
+        mask_box: (N, 4) float32 tight box of the current mask, NaN where it is empty; tasks about boxes only.
         points: (N, T, 2) float32 clicks so far.
         labels: (N, T) int8: 1, 0, or -1 where no click is yet.
         used: (N, G*G) bool cells that have been clicked.
@@ -42,6 +44,8 @@ class Episodes:
     cue: Floats
     view: Floats
     box: Floats
+    last_box: Floats
+    mask_box: Floats
     points: Floats
     labels: NDArray[np.int8]
     used: NDArray[np.bool_]
@@ -59,6 +63,8 @@ class Episodes:
             cue=np.zeros((n, 4), np.float32),
             view=np.zeros((n, 3), np.float32),
             box=np.zeros((n, 4), np.float32),
+            last_box=np.zeros((n, 4), np.float32),
+            mask_box=np.full((n, 4), np.nan, np.float32),
             points=np.zeros((n, max_prompts, 2), np.float32),
             labels=np.full((n, max_prompts), ABSENT, np.int8),
             used=np.zeros((n, grid * grid), np.bool_),
@@ -80,37 +86,17 @@ class Episodes:
         """(N,) bool: stopped, or out of prompts."""
         return self.stopped | (self.prompts >= self.max_prompts)
 
+    def replace_box(self, row: int, box: NDArray) -> None:
+        """Prompt with another box from now on: clipped to the image, counted as a prompt."""
+        height, width = self.image_size[row]
+        self.last_box[row] = self.box[row]
+        self.box[row] = clip_box(box, (height, width))
+        self.prompts[row] += 1
+
     def put(self, rows: NDArray[np.intp], other: Episodes) -> None:
         """Write the rows of `other` over `rows`."""
         for field in fields(self):
             getattr(self, field.name)[rows] = getattr(other, field.name)
-
-
-def noisy_box(tight: Floats, noise: float, image_size: tuple[int, int], rng: np.random.Generator) -> Floats:
-    """A tight box with each side moved by U(-noise, noise) x the box's extent in that direction, inside the image.
-
-    Args:
-        tight: (4,) x0, y0, x1, y1.
-        noise: Relative error e >= 0.
-        image_size: (H, W).
-        rng: Source of the four numbers drawn.
-
-    Returns:
-        (4,) float32, at least one pixel wide and high.
-    """
-    x0, y0, x1, y1 = (float(v) for v in tight)
-    extent = np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
-    moved = np.array([x0, y0, x1, y1]) + rng.uniform(-noise, noise, 4) * extent
-    return clip_box(moved, image_size)
-
-
-def clip_box(box: NDArray, image_size: tuple[int, int]) -> Floats:
-    """Corners in order, inside the image, at least one pixel apart."""
-    height, width = image_size
-    x0, x1 = sorted((float(box[0]), float(box[2])))
-    y0, y1 = sorted((float(box[1]), float(box[3])))
-    x0, y0 = np.clip(x0, 0, width - 1), np.clip(y0, 0, height - 1)
-    return np.array([x0, y0, np.clip(x1, x0 + 1, width), np.clip(y1, y0 + 1, height)], np.float32)
 
 
 def view_of(cue: Floats, scale: float) -> Floats:
@@ -123,6 +109,22 @@ def view_of(cue: Floats, scale: float) -> Floats:
 def in_view(view: Floats, fractions: Floats) -> Floats:
     """Fractions (..., 2) of the view's side (0, 0 = its top left) -> continuous image coordinates."""
     return view[..., None, :2] + fractions * view[..., None, 2:]
+
+
+class ActionMode(Protocol):
+    """How actions become prompts. Discrete modes also have `masks(episodes)`, (N, actions) bool.
+
+    Attributes:
+        space: Of one environment's actions.
+        stop: The action that says stop.
+    """
+
+    space: spaces.Space
+    stop: Any
+
+    def apply(self, episodes: Episodes, rows: NDArray[np.intp], actions: NDArray) -> None:
+        """Write the prompts that `actions` (one per row) mean into `episodes`; ValueError if one is out of bounds."""
+        ...
 
 
 class GridActions:
@@ -172,12 +174,14 @@ class GridActions:
 class PointActions:
     """Box(-1, 1, (4,)): x and y in the view, label (>= 0 foreground, < 0 background), stop (> 0.5)."""
 
+    stop = np.array([0, 0, 0, 1], np.float32)
+
     def __init__(self) -> None:
         self.space: spaces.Space = spaces.Box(-1.0, 1.0, (4,), np.float32)
 
     def apply(self, episodes: Episodes, rows: NDArray[np.intp], actions: NDArray) -> None:
         """Write the prompts that `actions` (one per row) mean into `episodes`."""
-        for row, action in zip(rows, _checked(actions, 4), strict=True):
+        for row, action in zip(rows, checked_actions(actions, 4), strict=True):
             if action[3] > 0.5:
                 episodes.stopped[row] = True
             else:
@@ -187,35 +191,23 @@ class PointActions:
 class BoxActions:
     """Box(-1, 1, (5,)): the box's x0, y0, x1, y1 in the view, stop (> 0.5). Each box replaces the last one."""
 
+    stop = np.array([0, 0, 0, 0, 1], np.float32)
+
     def __init__(self) -> None:
         self.space: spaces.Space = spaces.Box(-1.0, 1.0, (5,), np.float32)
 
     def apply(self, episodes: Episodes, rows: NDArray[np.intp], actions: NDArray) -> None:
         """Write the prompts that `actions` (one per row) mean into `episodes`."""
-        for row, action in zip(rows, _checked(actions, 5), strict=True):
+        for row, action in zip(rows, checked_actions(actions, 5), strict=True):
             if action[4] > 0.5:
                 episodes.stopped[row] = True
             else:
                 corners = in_view(episodes.view[row], (action[:4].reshape(2, 2) + 1) / 2)
-                height, width = episodes.image_size[row]
-                episodes.box[row] = clip_box(corners.ravel(), (height, width))
-                episodes.prompts[row] += 1
+                episodes.replace_box(row, corners.ravel())
 
 
-ActionMode = GridActions | PointActions | BoxActions
-
-
-def action_mode(name: str, grid: int) -> ActionMode:
-    """The action mode called "grid", "point" or "box"."""
-    if name == "grid":
-        return GridActions(grid)
-    modes: dict[str, type[PointActions] | type[BoxActions]] = {"point": PointActions, "box": BoxActions}
-    if name not in modes:
-        raise ValueError(f"action_mode {name!r} is unknown; choose 'grid', 'point' or 'box'")
-    return modes[name]()
-
-
-def _checked(actions: NDArray, width: int) -> Floats:
+def checked_actions(actions: NDArray, width: int) -> Floats:
+    """Actions (n, width) as float32; ValueError unless all are in [-1, 1]."""
     values = np.asarray(actions, np.float32)
     if values.shape[1:] != (width,) or not (np.abs(values) <= 1).all():  # NaN fails the comparison too
         raise ValueError(f"an action is {width} numbers in [-1, 1], got {actions.tolist()}")

@@ -21,20 +21,27 @@ from sam_gym.sam.prompts import ABSENT
 MAP_SIZE = 64
 """Side of the observation maps in pixels."""
 
-MAPS = ("red", "green", "blue", "mask", "cue", "positive", "negative")
-"""Channels of `maps`, in order."""
+MAPS = ("red", "green", "blue", "mask", "cue")
+"""First channels of `maps`, in order; those of the task's `Sight` follow."""
 
 STATE = ("prompts_left", "predicted_iou", "mask_area", "view_size", "last_change")
-"""Entries of `state`, in order, each in [0, 1]."""
+"""First entries of `state`, in order, each in [0, 1]; those of the task's `Sight` follow."""
 
 
-def observation_space(channels: int, grid: int) -> spaces.Dict:
-    """The Dict space of one environment; `channels` is the embedding's C, `grid` the action grid's G."""
+def observation_space(channels: int, grid: int, maps: int, numbers: int) -> spaces.Dict:
+    """The Dict space of one environment.
+
+    Args:
+        channels: C of the embedding.
+        grid: G of the action grid.
+        maps: Channels of the task's sight.
+        numbers: Its entries of `state`.
+    """
     return spaces.Dict(
         {
-            "maps": spaces.Box(0, 255, (len(MAPS), MAP_SIZE, MAP_SIZE), np.uint8),
+            "maps": spaces.Box(0, 255, (len(MAPS) + maps, MAP_SIZE, MAP_SIZE), np.uint8),
             "embedding": spaces.Box(-np.inf, np.inf, (channels, grid, grid), np.float32),
-            "state": spaces.Box(0.0, 1.0, (len(STATE),), np.float32),
+            "state": spaces.Box(0.0, 1.0, (len(STATE) + numbers,), np.float32),
         }
     )
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from sam_gym.envs import observations, references
 from sam_gym.envs.episode import Episodes
 from sam_gym.envs.observations import MAP_SIZE, MAPS, STATE
+from sam_gym.envs.sights import Sight
 from sam_gym.naming import did_you_mean
 from sam_gym.sam.backend import ImageEmbedding, SamBackend
 
@@ -32,6 +33,7 @@ class Observer(ABC):
         episodes: The N episodes; they are read whenever something changes.
         backend: Where the embeddings are.
         grid: G, cells of the action grid per side.
+        sight: How the prompts are shown.
 
     Attributes:
         space: Of one environment's observations.
@@ -39,11 +41,11 @@ class Observer(ABC):
 
     space: spaces.Dict
 
-    def __init__(self, episodes: Episodes, backend: SamBackend, grid: int) -> None:
+    def __init__(self, episodes: Episodes, backend: SamBackend, grid: int, sight: Sight) -> None:
         n = len(episodes)
-        self._episodes, self._backend, self._grid = episodes, backend, grid
+        self._episodes, self._backend, self._grid, self._sight = episodes, backend, grid, sight
         self._masks = np.zeros((n, MAP_SIZE, MAP_SIZE), np.uint8)
-        self._state = np.zeros((n, len(STATE)), np.float32)
+        self._state = np.zeros((n, len(STATE) + len(sight.numbers)), np.float32)
         self._sampling = observations.Sampling.blank(n, backend.device)
 
     def begin(self, row: int, image: NDArray[np.uint8], embedding: ImageEmbedding) -> None:
@@ -60,6 +62,7 @@ class Observer(ABC):
         self._state[rows, 1] = np.clip(predicted_iou, 0, 1)
         self._state[rows, 2] = maps.mean(axis=(1, 2)) / 255
         self._state[rows, 4] = 0 if first else change
+        self._state[rows, len(STATE) :] = self._sight.state(self._episodes, rows)
 
     def count(self, rows: Rows) -> None:
         """Note how many prompts are left."""
@@ -73,11 +76,11 @@ class Observer(ABC):
 class FullObserver(Observer):
     """`maps`, `embedding` and `state`: everything there is to see."""
 
-    def __init__(self, episodes: Episodes, backend: SamBackend, grid: int) -> None:
-        super().__init__(episodes, backend, grid)
+    def __init__(self, episodes: Episodes, backend: SamBackend, grid: int, sight: Sight) -> None:
+        super().__init__(episodes, backend, grid, sight)
         n, channels = len(episodes), backend.embedding_channels
-        self.space = observations.observation_space(channels, grid)
-        self._maps = np.zeros((n, len(MAPS), MAP_SIZE, MAP_SIZE), np.uint8)
+        self.space = observations.observation_space(channels, grid, len(sight.channels), len(sight.numbers))
+        self._maps = np.zeros((n, len(MAPS) + len(sight.channels), MAP_SIZE, MAP_SIZE), np.uint8)
         self._embeddings = np.zeros((n, channels, grid, grid), np.float32)
 
     def begin(self, row: int, image: NDArray[np.uint8], embedding: ImageEmbedding) -> None:
@@ -91,11 +94,8 @@ class FullObserver(Observer):
     def show(self, rows: Rows, logits: Tensor, predicted_iou: NDArray, *, first: bool) -> None:
         """See `Observer.show`."""
         super().show(rows, logits, predicted_iou, first=first)
-        running = self._episodes
-        for row in rows:
-            self._maps[row, 5:] = observations.point_maps(
-                running.points[row], running.labels[row], running.view[row], self._grid
-            )
+        for row, prompts in zip(rows, self._sight.prompts(self._episodes, rows), strict=True):
+            self._maps[row, len(MAPS) :] = self._sight.maps(prompts, self._episodes.view[row], self._grid)
 
     def get(self, rows: Rows | slice) -> dict[str, NDArray]:
         """See `Observer.get`."""
@@ -109,11 +109,11 @@ class FullObserver(Observer):
 
 
 class ReferenceObserver(Observer):
-    """`mask`, `clicks`, `state`, and a `reference` to image, view and cue in place of their pixels and embedding."""
+    """`mask`, the prompts, `state`, and a `reference` to image, view and cue for their pixels and embedding."""
 
-    def __init__(self, episodes: Episodes, backend: SamBackend, grid: int) -> None:
-        super().__init__(episodes, backend, grid)
-        self.space = references.observation_space(episodes.max_prompts)
+    def __init__(self, episodes: Episodes, backend: SamBackend, grid: int, sight: Sight) -> None:
+        super().__init__(episodes, backend, grid, sight)
+        self.space = references.observation_space(sight, episodes.max_prompts)
         self._references = np.zeros((len(episodes), len(references.REFERENCE)), np.float32)
         self._images: list[tuple[NDArray[np.uint8], str] | None] = [None] * len(episodes)
 
@@ -133,11 +133,9 @@ class ReferenceObserver(Observer):
 
     def get(self, rows: Rows | slice) -> dict[str, NDArray]:
         """See `Observer.get`."""
-        running = self._episodes
-        clicks = np.concatenate([running.points[rows], running.labels[rows, :, None]], axis=2, dtype=np.float32)
         return {
             "mask": self._masks[rows, None].copy(),
-            "clicks": clicks,
+            self._sight.name: self._sight.prompts(self._episodes, rows),
             "reference": self._references[rows].copy(),
             "state": self._state[rows].copy(),
         }

@@ -17,14 +17,12 @@ from torch import Tensor
 
 from sam_gym.envs import observations
 from sam_gym.envs.observations import MAP_SIZE, STATE
+from sam_gym.envs.sights import LARGEST, SIGHTS, Sight
 from sam_gym.sam.backend import SamBackend
 from sam_gym.sam.cache import EmbeddingCache
 
 REFERENCE = ("image", "view_left", "view_top", "view_side", "cue_x0", "cue_y0", "cue_x1", "cue_y1")
 """Entries of `reference`, in order; all but the first in pixels of the image."""
-
-LARGEST = 2.0**24
-"""Up to here float32 holds every integer: enough for numbers of images and for pixels."""
 
 SCENE_BYTES = 2**28
 """Memory for scenes that were resolved; a scene of MobileSAM takes 272 KiB."""
@@ -40,14 +38,14 @@ _numbers: dict[tuple[int, str], int] = {}
 _maps, _embeddings = EmbeddingCache(SCENE_BYTES // 16), EmbeddingCache(SCENE_BYTES)
 
 
-def observation_space(max_prompts: int) -> spaces.Dict:
+def observation_space(sight: Sight, max_prompts: int) -> spaces.Dict:
     """The Dict space of one environment with `observation="reference"`."""
     return spaces.Dict(
         {
             "mask": spaces.Box(0, 255, (1, MAP_SIZE, MAP_SIZE), np.uint8),
-            "clicks": spaces.Box(-LARGEST, LARGEST, (max_prompts, 3), np.float32),
+            sight.name: sight.space(max_prompts),
             "reference": spaces.Box(-LARGEST, LARGEST, (len(REFERENCE),), np.float32),
-            "state": spaces.Box(0.0, 1.0, (len(STATE),), np.float32),
+            "state": spaces.Box(0.0, 1.0, (len(STATE) + len(sight.numbers),), np.float32),
         }
     )
 
@@ -70,29 +68,25 @@ def resolve(seen: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
     """Observations as `observation="full"` gives them, made of those by reference.
 
     Args:
-        seen: A batch as SB3 hands it to a features extractor: `mask` (N, 1, 64, 64) float in [0, 1]; `clicks`,
-            `reference` and `state` as they are.
+        seen: A batch as SB3 hands it to a features extractor: `mask` (N, 1, 64, 64) float in [0, 1]; `clicks` or
+            `box`, `reference` and `state` as they are.
         grid: G of the action grid.
 
     Returns:
-        `maps` (N, 7, 64, 64) float in [0, 1], `embedding` (N, C, G, G) float32 and `state`, on the device of `mask`.
+        `maps` (N, 7 or 6, 64, 64) float in [0, 1], `embedding` (N, C, G, G) float32 and `state`, on the device of `mask`.
 
     Raises:
         ValueError: A reference is to an image of another process.
     """
     device = seen["mask"].device
-    rows, clicks = seen["reference"].cpu().numpy(), seen["clicks"].cpu().numpy()
+    sight = next(sight for sight in SIGHTS if sight.name in seen)
+    rows, prompts = seen["reference"].cpu().numpy(), seen[sight.name].cpu().numpy()
     scenes = [_scene(row, grid) for row in rows]
-    points = np.stack(
-        [
-            observations.point_maps(c[:, :2], c[:, 2].astype(np.int8), row[1:4], grid)
-            for c, row in zip(clicks, rows, strict=True)
-        ]
-    )
+    drawn = np.stack([sight.maps(one, row[1:4], grid) for one, row in zip(prompts, rows, strict=True)])
     fixed = torch.stack([maps for maps, _ in scenes]).to(device).float() / 255
-    clicked = torch.as_tensor(points, device=device).float() / 255
+    prompted = torch.as_tensor(drawn, device=device).float() / 255
     return {
-        "maps": torch.cat([fixed[:, :3], seen["mask"], fixed[:, 3:], clicked], dim=1),
+        "maps": torch.cat([fixed[:, :3], seen["mask"], fixed[:, 3:], prompted], dim=1),
         "embedding": torch.stack([embedding for _, embedding in scenes]).to(device),
         "state": seen["state"],
     }

@@ -210,7 +210,7 @@ class SamBackend:
         @torch.no_grad()  # gradients are switched off per thread
         def part(start: int) -> Masks:
             rows = slice(start, start + self.micro_batch)
-            features = _batch([e.features for e in embeddings[rows]])
+            features = batch_features([e.features for e in embeddings[rows]])
             masks = None if prompts.mask_logits is None else prompts.mask_logits[rows]
             logits, quality = self._decoder(
                 features, points[rows], labels[rows], boxes[rows], masks, has_mask[rows], multimask=multimask
@@ -261,7 +261,7 @@ class SamBackend:
         return full.reshape(*logits.shape[:-2], *embedding.image_size)
 
 
-def _batch(features: list[Tensor]) -> Tensor:
+def batch_features(features: list[Tensor]) -> Tensor:
     """N embeddings (C, h, w) as one (N, C, h, w) that is channels last like them; torch.stack would transpose them."""
     if len(features) == 1:
         return features[0][None]

@@ -26,6 +26,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
 from segment_anything.modeling.transformer import Attention
 from torch import Tensor
 
+from sam_gym.sam.added_token import added_token
 from sam_gym.sam.prompts import ABSENT
 
 SUM_PARTS = 8
@@ -44,7 +45,8 @@ def embed_sparse(encoder: PromptEncoder, points: Tensor, labels: Tensor, boxes: 
         boxes: (N, 4) float32 in the input frame; NaN rows for no box.
 
     Returns:
-        Tokens (N, P + 3, C) and (N, P + 3) bool, True where a token exists.
+        Tokens (N, P + 3, C) and (N, P + 3) bool, True where a token exists; one more where a token was added to the
+        encoder (`sam_gym.sam.added_token`), which every row has.
     """
     n, p = labels.shape
     has_point = labels != ABSENT
@@ -60,6 +62,9 @@ def embed_sparse(encoder: PromptEncoder, points: Tensor, labels: Tensor, boxes: 
     tokens = torch.cat([point_tokens, filler, corner_tokens], dim=1)
     needs_filler = has_point.any(dim=1) & ~has_box
     exists = torch.cat([has_point, needs_filler[:, None], has_box[:, None].expand(n, 2)], dim=1)
+    if (added := added_token(encoder)) is not None:
+        tokens = torch.cat([tokens, added().expand(n, 1, -1)], dim=1)
+        exists = F.pad(exists, (0, 1), value=True)
     return tokens, exists
 
 
@@ -80,8 +85,6 @@ class BatchedDecoder:
             self.decoder = copy.deepcopy(sam.mask_decoder).to(dtype)
         with torch.no_grad():
             self._position = self.encoder.get_dense_pe().flatten(2).transpose(1, 2).contiguous().to(dtype)
-            first, _, _, second, _ = self.decoder.output_upscaling
-            self._upscalings = _as_linear(first), _as_linear(second)
 
     def __call__(
         self,
@@ -159,11 +162,10 @@ class BatchedDecoder:
     def _upscale(self, cells: Tensor, hyper: Tensor, size: torch.Size) -> Tensor:
         """Image cells (N, hw, C) -> mask logits (N, K, 4h, 4w) under hyper-network weights (N, K, C/8)."""
         n, k, (h, w) = len(cells), hyper.shape[1], size
-        first, second = self._upscalings
-        norm = self.decoder.output_upscaling[1]
-        up = F.linear(cells, *first).view(n, h * w, 4, -1)
+        first, norm, _, second, _ = self.decoder.output_upscaling
+        up = F.linear(cells, *_as_linear(first)).view(n, h * w, 4, -1)
         up = F.gelu(F.layer_norm(up, up.shape[-1:], norm.weight, norm.bias, norm.eps))
-        up = F.gelu(F.linear(up, *second).view(n, h * w * 16, -1))
+        up = F.gelu(F.linear(up, *_as_linear(second)).view(n, h * w * 16, -1))
         logits = torch.bmm(up, hyper.transpose(1, 2)).view(n, h, w, 2, 2, 2, 2, k)
         # (row, column, dy1, dx1, dy2, dx2): each transposed convolution splits a cell into 2 x 2
         return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(n, k, 4 * h, 4 * w)

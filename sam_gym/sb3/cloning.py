@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sam_gym.envs.prompt import SamPromptVectorEnv
+from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.fetching import atomic_path
 from sam_gym.prompters import click_scores
 from sam_gym.sb3.policy import SpatialPolicy
@@ -84,7 +84,7 @@ class Cloner:
     def __init__(
         self,
         policy: SpatialPolicy,
-        env: SamPromptVectorEnv,
+        env: EngineVectorEnv,
         settings: CloneSettings,
         folder: Path,
         *,

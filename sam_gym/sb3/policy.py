@@ -19,8 +19,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.observations import observation_space as full_observation_space
-from sam_gym.envs.prompt import SamPromptVectorEnv
 from sam_gym.envs.references import resolve
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
@@ -176,7 +176,7 @@ class ModelPrompter:
             digest.update(weights.cpu().numpy().tobytes())
         return digest.hexdigest()[:12]
 
-    def __call__(self, observations: dict[str, NDArray], env: SamPromptVectorEnv) -> NDArray[np.int64]:
+    def __call__(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray[np.int64]:
         """See `Prompter`."""
         return self.model.predict(observations, deterministic=True, action_masks=env.action_masks())[0]
 

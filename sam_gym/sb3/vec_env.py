@@ -1,4 +1,4 @@
-"""`SamVecEnv`: a `SamPromptVectorEnv` as a Stable-Baselines3 VecEnv, equal to a DummyVecEnv of single environments.
+"""`SamVecEnv`: a vector environment of this suite as a Stable-Baselines3 VecEnv, equal to a DummyVecEnv of single environments.
 
 SB3 does not accept Gymnasium's vector environments, and DummyVecEnv steps single ones in turn; this keeps the one SAM
 call per step. It has no logic of its own besides renaming.
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
-from sam_gym.envs.prompt import SamPromptVectorEnv
+from sam_gym.envs.base import EngineVectorEnv
 
 
 class SamVecEnv(VecEnv):
@@ -31,10 +31,10 @@ class SamVecEnv(VecEnv):
         ``SamVecEnv(gymnasium.make_vec("sam_gym:SamPrompt-ISBI-v0", num_envs=16, autoreset_mode="SameStep"))``
     """
 
-    def __init__(self, env: SamPromptVectorEnv | gymnasium.vector.VectorEnv, *, reward_scale: float = 1.0) -> None:
+    def __init__(self, env: EngineVectorEnv | gymnasium.vector.VectorEnv, *, reward_scale: float = 1.0) -> None:
         unwrapped = env.unwrapped
-        if not isinstance(unwrapped, SamPromptVectorEnv) or unwrapped is not env:
-            raise ValueError(f"SamVecEnv adapts an unwrapped SamPromptVectorEnv, got {env!r}")
+        if not isinstance(unwrapped, EngineVectorEnv) or unwrapped is not env:
+            raise ValueError(f"SamVecEnv adapts an unwrapped vector environment of sam_gym, got {env!r}")
         if unwrapped.autoreset_mode.value != "SameStep":
             raise ValueError(
                 f"SB3 expects ended episodes to begin anew in the same step: make the environment with "

@@ -11,16 +11,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from sam_gym.boxes import clip_box, noisy_box
 from sam_gym.envs import observations
 from sam_gym.envs.episode import (
     BoxActions,
     Episodes,
     GridActions,
     PointActions,
-    action_mode,
-    clip_box,
     in_view,
-    noisy_box,
     view_of,
 )
 from sam_gym.sam import ImageEmbedding
@@ -191,7 +189,7 @@ def test_box_actions(case: tuple[tuple[int, int], NDArray], values: list[float])
 
 def test_unknown_action_mode() -> None:
     with pytest.raises(ValueError, match="'clicks' is unknown; choose 'grid', 'point' or 'box'"):
-        action_mode("clicks", 16)
+        PromptSettings(action_mode="clicks").actions()
 
 
 # ----------------------------------------------------------- all maps show the same place: ramps tell where they look

@@ -1,0 +1,123 @@
+"""What `gymnasium.make` accepts: the settings that all tasks share, and the questions that an engine asks of a task.
+
+A task is a subclass of `Settings`, in the module of its environments: its own arguments, how the box is drawn that an
+episode starts from, and how actions become prompts. Nothing here runs anything.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from sam_gym.boxes import Floats
+from sam_gym.envs.episode import ActionMode
+from sam_gym.envs.observers import check_observer
+from sam_gym.envs.rewards import parse_reward
+from sam_gym.envs.sights import Sight
+from sam_gym.naming import did_you_mean
+
+RESET_OPTIONS = ("image", "object", "cue")
+
+
+@dataclass(frozen=True)
+class Settings(ABC):
+    """Arguments of all environments; all values survive JSON.
+
+    Attributes:
+        dataset: Name in `sam_gym.data.DATASETS`.
+        split: "train", "val" or "test".
+        data: "auto" (real files, else the marked stand-in), "real" (else an error) or "synthetic".
+        checkpoint: Name in `sam_gym.sam.CHECKPOINTS` or path of a SAM weights file.
+        device: "auto", "cpu", "cuda" ...
+        precision: "exact" (float32 decoder), "fast" (bfloat16), "auto" (fast where the hardware has bfloat16) or
+            "official" (segment_anything's own decoder).
+        action_mode: How actions become prompts; the task says which modes there are.
+        observation: "full", or "reference" for small rollout buffers (`sam_gym.envs.references`).
+        grid: G, cells of the action grid and of the embedding per side.
+        max_prompts: Prompts per episode, the cue box not counted.
+        view_scale: Side of the view over the cue box's longer side.
+        reward: A reward term ("iou", "dice", "hit") or {term: weight}.
+        prompt_cost: Subtracted for each prompt (not for stop).
+        min_area: Smallest object in px.
+        max_area: Largest object in px.
+    """
+
+    dataset: str = "isbi2012"
+    split: str = "train"
+    data: str = "auto"
+    checkpoint: str = "mobile_sam"
+    device: str = "auto"
+    precision: str = "exact"
+    action_mode: str = ""
+    observation: str = "full"
+    grid: int = 16
+    max_prompts: int = 5
+    view_scale: float = 1.7
+    reward: str | Mapping[str, float] = "iou"
+    prompt_cost: float = 0.0
+    min_area: int = 200
+    max_area: int = 60_000
+
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "grid": (2, 32), "max_prompts": (1, 100), "view_scale": (1, 20),
+    }  # fmt: skip
+    """Smallest and largest value of numbers."""
+
+    reset_options: ClassVar[tuple[str, ...]] = RESET_OPTIONS
+    """What `reset(options=...)` may hold."""
+
+    sight: ClassVar[Sight]
+    """How the prompts are shown to agents."""
+
+    feeds_mask: ClassVar[bool] = True
+    """Whether SAM is given its own previous logits."""
+
+    def __post_init__(self) -> None:
+        parse_reward(self.reward)
+        check_observer(self.observation)
+        for name, (low, high) in self.limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}={getattr(self, name)} is outside {low:g}..{high:g}")
+        for name in ("grid", "max_prompts"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name}={getattr(self, name)} is not an integer")
+        if not np.isfinite(self.prompt_cost):
+            raise ValueError(f"prompt_cost={self.prompt_cost} is not finite")
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Self:
+        """Settings from keyword arguments; an unknown one is named together with the nearest known one."""
+        known = [f.name for f in fields(cls)]
+        for name in given:
+            if name not in known:
+                hint = did_you_mean(name, known) or f"known are {', '.join(known)}"
+                raise TypeError(f"unknown argument {name!r}; {hint}")
+        return cls(**given)
+
+    def rules(self) -> dict[str, Any]:
+        """What shapes an episode once SAM and the images are given, and so belongs to every result."""
+        own = [f.name for f in fields(self) if f.name not in {shared.name for shared in fields(Settings)}]
+        return {name: getattr(self, name) for name in ("action_mode", "grid", "max_prompts", "view_scale", *own)}
+
+    @abstractmethod
+    def actions(self) -> ActionMode:
+        """The action mode; ValueError if its name is unknown."""
+
+    @abstractmethod
+    def draw_cue(
+        self, tight: Floats, image_size: tuple[int, int], rng: np.random.Generator, **options: Any
+    ) -> NDArray[np.float32]:
+        """The box (4,) that an episode starts from.
+
+        Args:
+            tight: (4,) the object's tight box.
+            image_size: (H, W).
+            rng: The sub-environment's own generator.
+            **options: The task's own reset options, where given.
+        """
