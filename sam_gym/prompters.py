@@ -44,7 +44,7 @@ def box_only(observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray:
 
 
 class RandomPrompter:
-    """A random action each time, of the allowed ones where actions are discrete; it stops only where nothing else is left.
+    """A random action each time, of the allowed ones where actions are discrete; it stops where nothing else is left.
 
     What it draws depends on the episode and the prompt alone, so that a record does not depend on how many environments
     there were.
@@ -135,14 +135,14 @@ def _grid(engine: PromptEngine) -> GridActions:
 class IterativeBox:
     """Iterative inference: prompt with the tight box of the mask again and again, until the mask hardly changes.
 
-    The mask M of box B is decoded, B is replaced by M's bounding rectangle, and so on, until the change rate, the pixels
-    in which two masks in a row differ over the area of the newer one's box, is at most `threshold`; M is the
-    newer mask then. At least one repeat is made, so the number of repeats is the prompts given, and a decode more.
+    The mask M of box B is decoded, B is replaced by M's bounding rectangle, and so on, until the change rate, the
+    pixels in which two masks in a row differ over the area of the newer one's box, is at most `threshold`; the newer
+    mask is the result. At least one repeat is made. The number of repeats is the prompts given, decodes are one more.
 
     Where the published description is silent: masks are binary; the box is the one fed last; `max_prompts` of the
-    environment is the cap (10 here, where the table is made); a rectangle that was fed before in the episode ends it, since
-    a frozen SAM would go round from there; an empty mask has no rectangle, and the mask before it is the result. For that
-    the box before it is decoded again, and counted. It needs action_mode="discrete" of SamBoxRefine.
+    environment is the cap; a rectangle that was fed before in the episode ends it, since a frozen SAM would go round
+    from there; an empty mask has no rectangle, and the mask before it is the result, for which the box before it is
+    decoded again, and counted. It needs action_mode="discrete" of SamBoxRefine.
 
     Args:
         threshold: Change rate at which it stops; .05 as published.

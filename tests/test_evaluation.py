@@ -23,11 +23,13 @@ STOP = 2 * 16 * 16
 ISBI_TEST_LIST = "93cf390b4b5bb749d5fd8a721e58f167b4a3d266c066441334ab96c89c39f66e"
 """Changing it changes every published number: raise EPISODE_LIST_VERSION when it must."""
 
+CUES = PromptSettings(box_noise=0.2)
+
 PRINT_LIST = """
 from sam_gym.data import load_data
 from sam_gym.envs.prompt import PromptSettings
 from sam_gym.evaluation import episode_list, episode_list_hash
-print(episode_list_hash(episode_list(load_data("synthetic-em", "val"), PromptSettings(box_noise=0.2))))
+print(episode_list_hash(episode_list(load_data("synthetic-em", "val"), PromptSettings())))
 """
 
 
@@ -137,16 +139,12 @@ def test_a_time_limit_ends_episodes_too() -> None:
 
 def test_episode_list_is_the_same_in_a_fresh_process() -> None:
     found = subprocess.run([sys.executable, "-c", PRINT_LIST], capture_output=True, text=True, check=True).stdout
-    assert found.strip() == episode_list_hash(
-        episode_list(load_data("synthetic-em", "val"), PromptSettings(box_noise=0.2))
-    )
+    assert found.strip() == episode_list_hash(episode_list(load_data("synthetic-em", "val"), CUES))
 
 
 def test_a_cue_does_not_depend_on_other_objects() -> None:
-    cases = {
-        (c.image, c.object_id): c for c in episode_list(load_data("synthetic-em", "val"), PromptSettings(box_noise=0.2))
-    }
-    fewer = episode_list(load_data("synthetic-em", "val", min_area=600), PromptSettings(box_noise=0.2))
+    cases = {(c.image, c.object_id): c for c in episode_list(load_data("synthetic-em", "val"), CUES)}
+    fewer = episode_list(load_data("synthetic-em", "val", min_area=600), CUES)
     assert 10 < len(fewer) < len(cases) - 10
     assert all(cases[case.image, case.object_id] == case for case in fewer)
     assert len({case.cue for case in cases.values()}) == len(cases)
@@ -162,13 +160,13 @@ def test_cues_are_within_the_noise() -> None:
 
 
 def test_the_published_list(real_folder: Any) -> None:
-    cases = episode_list(load_data("isbi2012", "test", "real"), PromptSettings(box_noise=0.2))
+    cases = episode_list(load_data("isbi2012", "test", "real"), CUES)
     assert episode_list_hash(cases) == ISBI_TEST_LIST
 
 
 def test_some_objects_are_spread_over_the_list() -> None:
     env = make(4)
-    whole = episode_list(env.engine.data, PromptSettings(box_noise=0.2))
+    whole = episode_list(env.engine.data, CUES)
     record = evaluate(box_only, "box only", env, max_objects=5, progress=False)
     assert record.cases == [whole[round(i * (len(whole) - 1) / 4)] for i in range(5)]
     assert record.cases[0] == whole[0]
@@ -207,7 +205,7 @@ def test_provenance_says_what_was_measured() -> None:
     provenance = evaluate(box_only, "box only", env, progress=False).provenance
     assert provenance["data_hash"] == data.hash()
     assert provenance["checkpoint"].startswith("tiny_random-")
-    assert provenance["episode_list"]["sha256"] == episode_list_hash(episode_list(data, PromptSettings(box_noise=0.2)))
+    assert provenance["episode_list"]["sha256"] == episode_list_hash(episode_list(data, CUES))
     named = ("split", "source", "precision", "box_noise", "max_prompts", "policy")
     assert [provenance[name] for name in named] == ["val", "synthetic-em", "exact", 0.2, 5, None]
     changed = asdict(EpisodeCase(0, 1, (0, 0, 1, 1)))

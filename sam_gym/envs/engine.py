@@ -87,8 +87,8 @@ class PromptEngine:
         """
         request = dict(request or {})
         if unknown := sorted(request.keys() - set(self.settings.reset_options)):
-            known = ", ".join(map(repr, self.settings.reset_options))
-            raise ValueError(f"unknown reset options {unknown}; known are {known}")
+            *others, last = map(repr, self.settings.reset_options)
+            raise ValueError(f"unknown reset options {unknown}; known are {', '.join(others)} and {last}")
         image, wanted, cue = (request.pop(name, None) for name in RESET_OPTIONS)
         objects = self.data.objects
         if wanted is not None:

@@ -73,7 +73,8 @@ def resolve(seen: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
         grid: G of the action grid.
 
     Returns:
-        `maps` (N, 7 or 6, 64, 64) float in [0, 1], `embedding` (N, C, G, G) float32 and `state`, on the device of `mask`.
+        `maps` (N, 7 or 6, 64, 64) float in [0, 1], `embedding` (N, C, G, G) float32 and `state`, on the device of
+        `mask`.
 
     Raises:
         ValueError: A reference is to an image of another process.

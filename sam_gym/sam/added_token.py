@@ -1,8 +1,8 @@
-"""The added token of prompt tuning: one more prompt, learned, that stands beside the box or the points of every decode.
+"""The added token of prompt tuning: one more prompt, learned, beside the box or the points of every decode.
 
-A learned vector of 128 numbers goes through a fully connected layer and becomes a token as wide as SAM's other prompts; it is
-concatenated to them. It lives in the prompt encoder of a model, so that stock code, which calls that encoder, gets
-it as well. It is trained by `sam_gym.sam.tuning`; nothing here trains.
+A learned vector of 128 numbers goes through a fully connected layer and becomes a token as wide as SAM's other
+prompts; it is concatenated to them. It lives in the prompt encoder of a model, so that stock code, which calls that
+encoder, gets it as well. It is trained by `sam_gym.sam.tuning`; nothing here trains.
 """
 
 from __future__ import annotations
@@ -52,6 +52,13 @@ def add_token(encoder: PromptEncoder, width: int = WIDTH) -> AddedToken:
     encoder.add_module(NAME, token)
     encoder.register_forward_hook(_append)
     return token
+
+
+def shapes_of_token(encoder: PromptEncoder, width: int, prefix: str) -> dict[str, tuple[int, ...]]:
+    """Names, after a prefix, and shapes of the tensors of a token of this width for this encoder."""
+    with torch.device("meta"):
+        state = AddedToken(encoder.embed_dim, width).state_dict()
+    return {f"{prefix}{name}": tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def added_token(encoder: PromptEncoder) -> AddedToken | None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from segment_anything.modeling import Sam
 
+from sam_gym.sam.added_token import NAME, add_token, shapes_of_token
 from sam_gym.sam.architectures import differences, shapes_of
 from sam_gym.sam.weights_files import CheckpointError, State, read, read_notes, sha256_once, write
 
@@ -69,12 +70,23 @@ def put_on(sam: Sam, path: Path) -> None:
     state = _read_decoder(path)
     parts = (_DECODER, _PROMPTS) if any(name.startswith(_PROMPTS) for name in state) else (_DECODER,)
     expected = {name: shape for name, shape in shapes_of(sam.state_dict()).items() if name.startswith(parts)}
+    width = _token_width(state)
+    if width:
+        expected |= shapes_of_token(sam.prompt_encoder, width, f"{_PROMPTS}{NAME}.")
     if told := differences(expected, shapes_of(state)):
         raise CheckpointError(
             f"{path} does not fit on its base: {told}. What is needed is mask_decoder.*, alone or with "
             "prompt_encoder.*, of the architecture of the base."
         )
+    if width:
+        add_token(sam.prompt_encoder, width)
     sam.load_state_dict(state, strict=False)  # not strict, since the encoder is not there; the rest was checked
+
+
+def _token_width(state: State) -> int:
+    """Numbers in the added token's vector, 0 if the file has no such token."""
+    vector = state.get(f"{_PROMPTS}{NAME}.vector")
+    return 0 if vector is None else vector.numel()
 
 
 def _read_decoder(path: Path) -> State:

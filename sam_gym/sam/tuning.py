@@ -10,8 +10,8 @@ As published: the boxes of training (tight with probability .6, wrong in size by
 trained and what is frozen. Not published, so chosen here: the loss is Dice plus binary cross-entropy, which SAM's own
 training and most of its fine-tunings are variants of, on low-resolution logits against the truth averaged over
 each of their cells; cross-entropy is averaged over twice the box, so that an object counts the same whatever its
-size; SAM's estimate of its own IoU is trained along, as SAM did, so that agents can go on reading it. AdamW with a short
-warm-up and a cosine to zero, because it needs no tuning of when to stop.
+size; SAM's estimate of its own IoU is trained along, as SAM did, so that agents can go on reading it. AdamW with a
+short warm-up and a cosine to zero, because it needs no tuning of when to stop.
 
 It runs on cached embeddings: an image passes the encoder once. What comes out is a file of `save_decoder`, a checkpoint
 like any other. `agents/tune_decoder.py` is the command.
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from sam_gym.boxes import Floats, missized_box
 from sam_gym.data import SegmentationData
 from sam_gym.fetching import atomic_path
-from sam_gym.sam.added_token import add_token
+from sam_gym.sam.added_token import add_token, added_token
 from sam_gym.sam.backend import SamBackend, batch_features
 from sam_gym.sam.checkpoints import load_sam, save_decoder
 from sam_gym.sam.decoder import BatchedDecoder
@@ -85,8 +85,8 @@ class Tuner:
         checkpoint: What to start from, as for `load_sam`.
         data: The objects to train on.
         settings: See `TuningSettings`.
-        backend: Embeds the images; of the same checkpoint. Its precision says whether the training may compute in bfloat16
-            ("fast") and its device where.
+        backend: Embeds the images; of the same checkpoint. Its precision says whether the training may compute in
+            bfloat16 ("fast"), and its device where.
         state: File that `store` writes and from which a new `Tuner` goes on, or None.
 
     Attributes:
@@ -257,7 +257,8 @@ def _trainable(sam: Sam, settings: TuningSettings) -> list[dict]:
         learned = (encoder.point_embeddings, encoder.not_a_point_embed, encoder.no_mask_embed)
         groups.append({"params": [p for module in learned for p in module.parameters()], "weight_decay": 0.0})
     if settings.method == "token":
-        groups.append({"params": list(add_token(sam.prompt_encoder).parameters()), "weight_decay": 0.0})
+        token = added_token(sam.prompt_encoder) or add_token(sam.prompt_encoder)
+        groups.append({"params": list(token.parameters()), "weight_decay": 0.0})
     return groups
 
 

@@ -1,4 +1,4 @@
-"""`SamVecEnv`: a vector environment of this suite as a Stable-Baselines3 VecEnv, equal to a DummyVecEnv of single environments.
+"""`SamVecEnv`: a vector environment of this suite as an SB3 VecEnv, equal to a DummyVecEnv of single environments.
 
 SB3 does not accept Gymnasium's vector environments, and DummyVecEnv steps single ones in turn; this keeps the one SAM
 call per step. It has no logic of its own besides renaming.

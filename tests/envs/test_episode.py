@@ -21,6 +21,7 @@ from sam_gym.envs.episode import (
     in_view,
     view_of,
 )
+from sam_gym.envs.prompt import PromptSettings
 from sam_gym.sam import ImageEmbedding
 
 MAP = observations.MAP_SIZE
