@@ -50,10 +50,9 @@ def main() -> None:
         sys.exit(f"error: there is no model {arguments.model}; agents/train_ppo.py writes runs/NAME/model.zip")
     try:
         import gymnasium
-        from sb3_contrib import MaskablePPO
         from training import evaluate_entries, write_report
 
-        from sam_gym.sb3 import ModelPrompter
+        from sam_gym.sb3 import ModelPrompter, load_model
     except ImportError as error:
         sys.exit(f"{error}\nThis needs the extra: pip install -e '.[sb3]'")
     from sam_gym.data import DataUnavailableError
@@ -70,8 +69,8 @@ def main() -> None:
 
     folder = arguments.out or arguments.model.parent / f"evaluation-{arguments.split}"
     try:
-        agent = ModelPrompter(MaskablePPO.load(arguments.model, device=arguments.device))
         env = environment(min(16, max(1, arguments.objects or 16)))
+        agent = ModelPrompter(load_model(arguments.model, env.single_action_space, device=arguments.device))
         baselines = PROMPTERS[env.settings.action_mode]
         entries = {name: make(0) for name, make in baselines.items()} | {"agent": agent}
         records = evaluate_entries(entries, env, folder / "evaluations", arguments.objects)

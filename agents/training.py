@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import yaml
 from sb3_contrib import MaskablePPO
+from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
@@ -30,13 +31,13 @@ from sam_gym.fetching import atomic_path
 from sam_gym.naming import did_you_mean
 from sam_gym.progress import progress_bar
 from sam_gym.prompters import PROMPTERS, Prompter
-from sam_gym.sb3 import Cloner, CloneSettings, ModelPrompter, SamVecEnv, SpatialPolicy
+from sam_gym.sb3 import ALGORITHMS, Cloner, CloneSettings, ModelPrompter, SamVecEnv, load_model
 
 if TYPE_CHECKING:
     from train_ppo import Arguments
 
 RESERVED = ("n_envs", "n_timesteps", "policy", "reward_scale", "clone")
-"""Entries of a config section that are not arguments of MaskablePPO."""
+"""Entries of a config section that are not arguments of the algorithm."""
 
 
 class Training:
@@ -125,7 +126,8 @@ class Training:
                 for name, value in losses.items():
                     self.model.logger.record(f"clone/{name}", value)
                 self.model.logger.dump(cloner.timesteps)
-                bar.set_postfix_str(f"KL to oracle {losses['kl_to_oracle']:.2f}", refresh=False)
+                measure = cloner.teacher.measure
+                bar.set_postfix_str(f"{measure.replace('_', ' ')} {losses[measure]:.3f}", refresh=False)
                 bar.update(size)
                 self._note("clone", cloner.timesteps, force=cloner.rounds == cloner.total_rounds)
                 self._save_state()
@@ -205,19 +207,17 @@ class Training:
             split=split, autoreset_mode=autoreset_mode, **self.settings, **more,
         )  # type: ignore[return-value]  # fmt: skip
 
-    def _new_model(self) -> MaskablePPO:
+    def _new_model(self) -> PPO | MaskablePPO:
         config = self.state["config"]
-        if config["policy"] != "SpatialPolicy":
-            raise ValueError(f"policy {config['policy']!r} is unknown; there is 'SpatialPolicy'")
+        algorithm, policy = ALGORITHMS[config["policy"]]
         arguments = {name: _schedule(value) for name, value in config.items() if name not in RESERVED}
-        model = MaskablePPO(
-            SpatialPolicy, VecMonitor(self.venv), seed=self.seed, device=self.settings["device"], **arguments
-        )
+        model = algorithm(policy, VecMonitor(self.venv), seed=self.seed, device=self.settings["device"], **arguments)
         model.set_logger(configure(str(self.folder / "tensorboard"), ["tensorboard"]))
         return model
 
-    def _load(self, file: Path) -> MaskablePPO:
-        model = MaskablePPO.load(file, env=VecMonitor(self.venv), device=self.settings["device"])
+    def _load(self, file: Path) -> PPO | MaskablePPO:
+        space = self.train.single_action_space
+        model = load_model(file, space, env=VecMonitor(self.venv), device=self.settings["device"])
         model.set_logger(self.model.logger)
         return model
 
@@ -341,9 +341,14 @@ def _hyper_parameters(file: Path, env: str) -> dict[str, Any]:
     if not isinstance(sections, dict) or env not in sections:
         known = [name for name in sections if name in gymnasium.registry] if isinstance(sections, dict) else []
         raise ValueError(f"{file} has no section for {env!r}; it has {', '.join(known) or 'none'}")
-    _check_entries(sections[env], {*inspect.signature(MaskablePPO).parameters, *RESERVED}, f"{file}, section {env}")
-    _check_entries(sections[env]["clone"], {f.name for f in fields(CloneSettings)}, f"{file}, section {env}, clone")
-    return sections[env]
+    section, where = sections[env], f"{file}, section {env}"
+    policy = section.get("policy") if isinstance(section, dict) else None
+    if policy is not None and policy not in ALGORITHMS:
+        raise ValueError(f"{where}: policy {policy!r} is unknown; there are {', '.join(ALGORITHMS)}")
+    algorithm = ALGORITHMS.get(policy, (MaskablePPO,))[0]
+    _check_entries(section, {*inspect.signature(algorithm).parameters, *RESERVED}, where)
+    _check_entries(section["clone"], {f.name for f in fields(CloneSettings)}, f"{where}, clone")
+    return section
 
 
 def _check_entries(section: Any, known: set[str], where: str) -> None:

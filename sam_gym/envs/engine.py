@@ -163,7 +163,8 @@ class PromptEngine:
     def _decode(self, prompted: Rows, begun: _Begun) -> _Decoded:
         """The one decode call of a step: the prompts of running episodes, then the cue boxes of new ones."""
         if not len(prompted) and not len(begun.rows):
-            return _Decoded(self._logits[:0], *(np.zeros(0) for _ in range(3)), np.zeros((0, 4), np.float32))
+            none = np.zeros(0)
+            return _Decoded(self._logits[:0], none, none, none, np.zeros((0, 4), np.float32))
         running, new = self.episodes, begun.episodes
         has_mask = (np.arange(len(prompted) + len(new)) < len(prompted)) & self.settings.feeds_mask
         masks = None
@@ -285,11 +286,12 @@ class _Decoded:
         """The single masks of a decode with truths, in one copy to the host."""
         measured = _known(masks.statistics)
         numbers = torch.stack([masks.predicted_iou.double(), measured.iou, measured.dice])[..., 0].cpu().numpy()
+        predicted, iou, dice = numbers
         boxes = np.full((len(masks.logits), 4), np.nan, np.float32)
         if measured.box is not None:
             some = (measured.area[:, 0] > 0).cpu().numpy()
             boxes[some] = measured.box[:, 0].cpu().numpy()[some]
-        return cls(masks.logits[:, 0], *numbers, boxes)
+        return cls(masks.logits[:, 0], predicted, iou, dice, boxes)
 
     def __getitem__(self, rows: slice) -> _Decoded:
         return _Decoded(

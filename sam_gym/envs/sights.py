@@ -6,7 +6,8 @@ to ground truth.
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 from gymnasium import spaces
@@ -21,7 +22,7 @@ LARGEST = 2.0**24
 Floats = NDArray[np.float32]
 
 
-class Sight(Protocol):
+class Sight(ABC):
     """How one task's prompts are shown.
 
     Attributes:
@@ -33,33 +34,31 @@ class Sight(Protocol):
 
     name: ClassVar[str]
     channels: ClassVar[tuple[str, ...]]
-    numbers: ClassVar[tuple[str, ...]]
-    shows_mask_box: ClassVar[bool]
+    numbers: ClassVar[tuple[str, ...]] = ()
+    shows_mask_box: ClassVar[bool] = False
 
+    @abstractmethod
     def space(self, max_prompts: int) -> spaces.Box:
         """Space of `prompts` of one episode."""
-        ...
 
+    @abstractmethod
     def prompts(self, episodes: Episodes, rows: NDArray[np.intp] | slice) -> Floats:
         """The prompts of `rows` in image coordinates, as reference observations hold them."""
-        ...
 
+    @abstractmethod
     def maps(self, prompts: Floats, view: Floats, grid: int) -> NDArray[np.uint8]:
         """(channels, 64, 64): the prompts of one episode, in its view."""
-        ...
 
     def state(self, episodes: Episodes, rows: NDArray[np.intp]) -> Floats:
         """(n, numbers) in [0, 1]."""
-        ...
+        return np.zeros((len(rows), 0), np.float32)
 
 
-class Clicks:
+class Clicks(Sight):
     """Points: x, y in pixels of the image and label, -1 for none yet."""
 
     name = "clicks"
     channels = ("positive", "negative")
-    numbers = ()
-    shows_mask_box = False
 
     def space(self, max_prompts: int) -> spaces.Box:
         """See `Sight.space`."""
@@ -73,12 +72,8 @@ class Clicks:
         """See `Sight.maps`."""
         return observations.point_maps(prompts[:, :2], prompts[:, 2].astype(np.int8), view, grid)
 
-    def state(self, episodes: Episodes, rows: NDArray[np.intp]) -> Floats:
-        """Nothing."""
-        return np.zeros((len(rows), 0), np.float32)
 
-
-class Boxes:
+class Boxes(Sight):
     """The box as it stands, and in `state` also the tight box of SAM's mask: x0, y0, x1, y1 as shares of the view."""
 
     name = "box"

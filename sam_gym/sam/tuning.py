@@ -57,18 +57,18 @@ class TuningSettings:
         weight_decay: Of AdamW; none on the added token and SAM's own embeddings.
         warm_up: Share of the steps in which the learning rate rises.
         iou_weight: Weight of the squared error of SAM's estimate of its IoU.
-        convention: Of the size error, see `sam_gym.boxes.missized_box`.
+        size_error: Convention, see `sam_gym.boxes.missized_box`.
         seed: Of the order of objects, of their boxes and of the added token.
     """
 
     method: str = "token"
-    steps: int = 600
-    batch_size: int = 8
+    steps: int = 500
+    batch_size: int = 4
     learning_rate: float = 2e-4
     weight_decay: float = 0.01
     warm_up: float = 0.05
     iou_weight: float = 0.1
-    convention: str = "isotropic"
+    size_error: str = "isotropic"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -183,7 +183,7 @@ class Tuner:
         for row in rows:
             size = self.data.image(int(objects.image_index[row])).shape[:2]
             error = float(rng.choice(errors, p=odds))
-            boxes.append(missized_box(objects.box[row], error, settings.convention, (size[0], size[1]), rng))
+            boxes.append(missized_box(objects.box[row], error, settings.size_error, (size[0], size[1]), rng))
         return rows, boxes
 
     def _order(self, epoch: int) -> NDArray[np.intp]:

@@ -6,7 +6,16 @@ except ImportError as error:
     raise ImportError("sam_gym.sb3 needs Stable-Baselines3: pip install 'sam_gym[sb3]'") from error
 
 from sam_gym.sb3.cloning import Cloner, CloneSettings
-from sam_gym.sb3.policy import ModelPrompter, SpatialPolicy
+from sam_gym.sb3.policy import ALGORITHMS, BoxPolicy, ModelPrompter, SpatialPolicy, load_model
 from sam_gym.sb3.vec_env import SamVecEnv
 
-__all__ = ["CloneSettings", "Cloner", "ModelPrompter", "SamVecEnv", "SpatialPolicy"]
+__all__ = [
+    "ALGORITHMS",
+    "BoxPolicy",
+    "CloneSettings",
+    "Cloner",
+    "ModelPrompter",
+    "SamVecEnv",
+    "SpatialPolicy",
+    "load_model",
+]

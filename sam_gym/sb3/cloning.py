@@ -1,8 +1,8 @@
 """Cloning the oracle: supervised warm start of a policy, before PPO.
 
-The oracle (`sam_gym.prompters.oracle_clicks`) labels every state of the training split that is visited. First it acts
-itself; later part of the actions are the policy's own, so that the policy also learns to mend what it did (DAgger; Ross
-et al. 2011). The value head is fitted to the returns seen. Nothing of this runs after training.
+The oracle labels every state of the training split that is visited (`sam_gym.sb3.teachers`). First it acts itself; later
+part of the actions are the policy's own, so that the policy also learns to mend what it did (DAgger; Ross et al. 2011).
+The value head is fitted to the returns seen. Nothing of this runs after training.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.fetching import atomic_path
-from sam_gym.prompters import click_scores
-from sam_gym.sb3.policy import SpatialPolicy
+from sam_gym.sb3.policy import BoxPolicy, SpatialPolicy
+from sam_gym.sb3.teachers import teacher_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CloneSettings:
         learning_rate: Of Adam, falling linearly to a tenth.
         oracle_until: Share of the rounds in which the oracle alone acts.
         own_actions: Share of the actions that are the policy's own afterwards.
-        sharpness: Power of the error depth in the target distribution.
+        sharpness: Power of the error depth in the target distribution of clicks.
         value_coef: Weight of the value loss.
     """
 
@@ -69,7 +69,7 @@ class Cloner:
 
     Args:
         policy: What is fitted; its optimizer is not used, PPO begins with a fresh one.
-        env: Training environment with autoreset_mode="SameStep", in grid mode.
+        env: Training environment with autoreset_mode="SameStep", of actions that have a teacher.
         settings: See `CloneSettings`.
         folder: Where rounds are stored, so that an interrupted run goes on where it was.
         seed: Of choices between oracle and policy, and of batches.
@@ -83,7 +83,7 @@ class Cloner:
 
     def __init__(
         self,
-        policy: SpatialPolicy,
+        policy: SpatialPolicy | BoxPolicy,
         env: EngineVectorEnv,
         settings: CloneSettings,
         folder: Path,
@@ -95,6 +95,7 @@ class Cloner:
         self.policy, self.env, self.settings, self.folder = policy, env, settings, folder
         self.gamma, self.reward_scale = gamma, reward_scale
         self.seed = seed
+        self.teacher = teacher_of(env, settings.sharpness)
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
         self.total_rounds = max(1, round(settings.total_timesteps / (settings.round_steps * env.num_envs)))
         self.rounds = 0
@@ -138,13 +139,12 @@ class Cloner:
         embeddings: list[NDArray] = [*observations["embedding"].astype(np.float16)]
         episode = np.arange(n)
         for _ in range(settings.round_steps):
-            allowed = env.action_masks()
-            targets = np.stack([_target(click_scores(env.engine, i), allowed[i], settings.sharpness) for i in range(n)])
-            actions = targets.argmax(axis=1)
+            targets, allowed = self.teacher.label(observations, env)
+            actions = self.teacher.act(targets)
             own = rng.random(n) < own_share
             if own.any():
-                sampled, _ = self.policy.predict(observations, deterministic=False, action_masks=allowed)
-                actions = np.where(own, sampled, actions)
+                actions = actions.copy()
+                actions[own] = self.teacher.own(self.policy, observations, allowed)[own]
             rows.append((observations["maps"], observations["state"], allowed, targets, episode.copy()))
             observations, reward, terminated, truncated, _ = env.step(actions)
             done = terminated | truncated
@@ -171,19 +171,17 @@ class Cloner:
         fast = self.env.engine.backend.precision == "fast"  # then the convolutions may be bfloat16 as well
         for batch in self._batches(rng):
             with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=fast):
-                logits, values = self.policy.logits_and_values(batch["observations"])
-            logits, values = logits.float(), values.float()
-            log_probability = logits.masked_fill(~batch["allowed"], -1e8).log_softmax(dim=1)
-            action_loss = -(batch["target"] * log_probability).sum(dim=1).mean()
+                output, values = self.policy.outputs_and_values(batch["observations"])
+            output, values = output.float(), values.float()
+            action_loss, distance = self.teacher.loss(output, batch["target"], batch["allowed"])
             value_loss = (batch["complete"] * F.mse_loss(values, batch["returns"], reduction="none")).mean()
             self.optimizer.zero_grad()
             (action_loss + settings.value_coef * value_loss).backward()
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
             self.optimizer.step()
-            entropy = -(batch["target"] * batch["target"].clamp(min=1e-8).log()).sum(dim=1).mean()
-            history.append((float(action_loss.detach() - entropy), float(value_loss.detach())))
-        divergence, value = np.mean(history, axis=0)
-        return {"kl_to_oracle": float(divergence), "value_loss": float(value), "learning_rate": rate}
+            history.append((float(distance), float(value_loss.detach())))
+        distance, value = np.mean(history, axis=0)
+        return {self.teacher.measure: float(distance), "value_loss": float(value), "learning_rate": rate}
 
     def _batches(self, rng: np.random.Generator) -> Iterator[dict]:
         sizes = np.array([len(samples.maps) for samples in self._data])
@@ -198,7 +196,7 @@ class Cloner:
                     parts.setdefault(name, []).append(getattr(samples, name)[rows])
                 parts.setdefault("embedding", []).append(samples.embedding[samples.episode[rows]])
             arrays = {name: self._tensor(np.concatenate(column)) for name, column in parts.items()}
-            flipped = _symmetry(arrays, int(rng.integers(8)))
+            flipped = self.teacher.turn(arrays, int(rng.integers(8)))
             observations = {name: flipped[name] for name in ("maps", "embedding", "state")}
             yield {
                 "observations": observations,
@@ -234,24 +232,6 @@ class Cloner:
                 self._data.append(Samples(**arrays))
 
 
-def _target(scores: NDArray[np.float32], allowed: NDArray[np.bool_], sharpness: float) -> NDArray[np.float32]:
-    """Error depths (2*G*G,) -> distribution over actions: the deeper a click stands in its error, the likelier it is.
-
-    Only the sign whose error region is deeper gets any; stop gets all where no allowed cell stands in an error.
-    """
-    scores = np.where(allowed[:-1], scores, 0)
-    cells = len(scores) // 2
-    weaker = slice(cells, None) if scores[:cells].max() >= scores[cells:].max() else slice(0, cells)
-    scores[weaker] = 0
-    target = np.zeros(len(allowed), np.float32)
-    if scores.max() > 0:
-        weights = (scores / scores.max()) ** sharpness
-        target[:-1] = weights / weights.sum()
-    else:
-        target[-1] = 1
-    return target
-
-
 def _returns(rewards: NDArray, ended: NDArray[np.bool_], gamma: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Discounted returns (steps, n), and whether the episode ended within the round, so that the return is whole."""
     returns, complete = np.zeros(rewards.shape, np.float32), np.zeros(rewards.shape, np.bool_)
@@ -261,23 +241,3 @@ def _returns(rewards: NDArray, ended: NDArray[np.bool_], gamma: float) -> tuple[
         whole = whole | ended[step]
         returns[step], complete[step] = running, whole
     return returns, complete
-
-
-def _symmetry(arrays: dict[str, Tensor], which: int) -> dict[str, Tensor]:
-    """One of the eight symmetries of the square, applied to everything that is laid out in the view."""
-
-    def turn(x: Tensor) -> Tensor:
-        if which & 1:
-            x = x.flip(-1)
-        if which & 2:
-            x = x.flip(-2)
-        return x.transpose(-1, -2) if which & 4 else x
-
-    def turn_actions(x: Tensor) -> Tensor:
-        cells = (x.shape[1] - 1) // 2
-        side = round(cells**0.5)
-        return torch.cat([turn(x[:, :-1].unflatten(1, (2, side, side))).flatten(1), x[:, -1:]], dim=1)
-
-    turned = {name: turn(arrays[name]) for name in ("maps", "embedding")}
-    actions = {name: turn_actions(arrays[name]) for name in ("allowed", "target")}
-    return {**arrays, **turned, **actions}

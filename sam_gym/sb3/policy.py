@@ -1,4 +1,4 @@
-"""A small fully convolutional policy over the action grid, for MaskablePPO.
+"""Small policies: `SpatialPolicy` over the action grid, for MaskablePPO, and `BoxPolicy` for moves of boxes, for PPO.
 
 No layer mixes samples of a batch (no BatchNorm, no attention across it), so PPO's ratios are 1 before any update.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.policies import MaskableMultiInputActorCriticPolicy
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.observations import observation_space as full_observation_space
 from sam_gym.envs.references import resolve
+from sam_gym.envs.sights import SIGHTS
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -33,7 +37,7 @@ class SpatialExtractor(BaseFeaturesExtractor):
     which the middle one is dilated. The state is added as constant planes.
 
     Args:
-        observation_space: Of SamPrompt: `maps` (7, 64, 64), `embedding` (C, G, G), `state` (5,).
+        observation_space: Of any environment of the suite: `maps` (K, 64, 64), `embedding` (C, G, G), `state` (S,).
         channels: Channels of the embedding branch and of the maps branch.
         width: Channels of the trunk and of the features.
     """
@@ -72,7 +76,7 @@ class ReferenceExtractor(SpatialExtractor):
     With the same weights it gives the same features as `SpatialExtractor` does of full observations.
 
     Args:
-        observation_space: Of SamPrompt with `observation="reference"`.
+        observation_space: Of any environment of the suite with `observation="reference"`.
         grid: G of the action grid; `SpatialPolicy` fills it in.
         embedding_channels: C of the embedding: 256 for every published SAM.
         channels: As for `SpatialExtractor`.
@@ -87,7 +91,9 @@ class ReferenceExtractor(SpatialExtractor):
         channels: int = 48,
         width: int = 64,
     ) -> None:
-        super().__init__(full_observation_space(embedding_channels, grid), channels, width)
+        sight = next(sight for sight in SIGHTS if sight.name in observation_space.spaces)
+        seen = full_observation_space(embedding_channels, grid, len(sight.channels), len(sight.numbers))
+        super().__init__(seen, channels, width)
         self._observation_space = observation_space
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
@@ -154,31 +160,116 @@ class SpatialPolicy(MaskableMultiInputActorCriticPolicy):
         policy.action_net, policy.value_net = ActionHead(width), ValueHead(width)
         policy.optimizer = policy.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
-    def logits_and_values(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def outputs_and_values(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Unmasked logits (N, A) and values (N,) of observations as the environment gives them, `maps` uint8."""
         features = self.extract_features(observations)
         return self.action_net(features), self.value_net(features)[:, 0]
 
 
+class SideExtractor(BaseFeaturesExtractor):
+    """Observations -> one vector, that still knows where along each axis something is.
+
+    The spatial features are averaged, and maximised, over rows and over columns; those four profiles along the view
+    say where the sides of an object are. The state, in which boxes stand exactly, joins them once more.
+
+    Args:
+        observation_space: Of SamBoxRefine, either observation.
+        grid: G of the embedding; needed for reference observations only.
+        features_dim: Length of the vector.
+        channels: As for `SpatialExtractor`.
+        width: As for `SpatialExtractor`.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        grid: int = 16,
+        features_dim: int = 128,
+        channels: int = 48,
+        width: int = 64,
+    ) -> None:
+        super().__init__(observation_space, features_dim)
+        self.spatial = (
+            ReferenceExtractor(observation_space, grid, channels=channels, width=width)
+            if "reference" in observation_space.spaces
+            else SpatialExtractor(observation_space, channels, width)
+        )
+        self.profiles = nn.Sequential(nn.Linear(4 * width * self.spatial.grid, 2 * features_dim), nn.ReLU())
+        numbers = _shape(observation_space, "state")[0]
+        self.join = nn.Sequential(nn.Linear(2 * features_dim + numbers, features_dim), nn.ReLU())
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """(N, features_dim)."""
+        seen = self.spatial(observations)
+        profiles = [seen.mean(dim=2), seen.mean(dim=3), seen.amax(dim=2), seen.amax(dim=3)]
+        along = self.profiles(torch.stack(profiles, dim=1).flatten(1))
+        return self.join(torch.cat([along, observations["state"]], dim=1))
+
+
+class BoxPolicy(MultiInputActorCriticPolicy):
+    """Actor and critic for SamBoxRefine with continuous actions, on a `SideExtractor`.
+
+    Args:
+        observation_space: Of SamBoxRefine.
+        action_space: Box(-1, 1, (4,)).
+        lr_schedule: Learning rate by remaining progress.
+        **kwargs: As for SB3's policies; `log_std_init` is -2, small moves about what the clone does.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Dict, action_space: spaces.Box, lr_schedule: Schedule, **kwargs: Any
+    ) -> None:
+        if not isinstance(action_space, spaces.Box) or action_space.shape != (4,):
+            raise ValueError(f"BoxPolicy moves the four sides of a box: Box(-1, 1, (4,)) is needed, got {action_space}")
+        kwargs = {"features_extractor_class": SideExtractor, "net_arch": [], "log_std_init": -2.0, **kwargs}
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def outputs_and_values(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean moves (N, 4), not clipped, and values (N,) of observations as the environment gives them."""
+        features = self.extract_features(observations)
+        return self.action_net(features), self.value_net(features)[:, 0]
+
+
+ALGORITHMS: dict[str, tuple[type[MaskablePPO] | type[PPO], type[SpatialPolicy] | type[BoxPolicy]]] = {
+    "SpatialPolicy": (MaskablePPO, SpatialPolicy),
+    "BoxPolicy": (PPO, BoxPolicy),
+}
+"""Name of a policy -> the algorithm that trains it, and its class."""
+
+
+def load_model(file: str | Path, action_space: spaces.Space, **kwargs: Any) -> MaskablePPO | PPO:
+    """Load a model that was trained for such actions: MaskablePPO for discrete ones, else PPO.
+
+    Args:
+        file: model.zip of a run.
+        action_space: Of one environment.
+        **kwargs: As for the algorithm's own `load`.
+    """
+    return (MaskablePPO if isinstance(action_space, spaces.Discrete) else PPO).load(file, **kwargs)
+
+
 class ModelPrompter:
     """A trained model as a `sam_gym.prompters.Prompter`: the most likely allowed action."""
 
-    def __init__(self, model: MaskablePPO | SpatialPolicy) -> None:
+    def __init__(self, model: MaskablePPO | PPO | SpatialPolicy | BoxPolicy) -> None:
         self.model = model
 
     @property
     def identity(self) -> str:
         """First 12 hex digits of a sha256 over the policy's weights; goes into the records of `evaluate`."""
         digest = hashlib.sha256()
-        policy = self.model if isinstance(self.model, SpatialPolicy) else self.model.policy
+        policy = self.model if isinstance(self.model, nn.Module) else self.model.policy
         for name, weights in policy.state_dict().items():
             digest.update(name.encode())
             digest.update(weights.cpu().numpy().tobytes())
         return digest.hexdigest()[:12]
 
-    def __call__(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray[np.int64]:
+    def __call__(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray:
         """See `Prompter`."""
-        return self.model.predict(observations, deterministic=True, action_masks=env.action_masks())[0]
+        model: Any = self.model
+        discrete = isinstance(env.single_action_space, spaces.Discrete)
+        masks = {"action_masks": env.action_masks()} if discrete else {}
+        return model.predict(observations, deterministic=True, **masks)[0]
 
 
 class _ChannelNorm(nn.Module):

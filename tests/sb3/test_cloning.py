@@ -13,7 +13,8 @@ from sb3_contrib import MaskablePPO
 
 from sam_gym.sb3 import Cloner, CloneSettings, SamVecEnv, SpatialPolicy
 from sam_gym.sb3 import cloning as cloning_module
-from sam_gym.sb3.cloning import Samples, _returns, _symmetry, _target
+from sam_gym.sb3.cloning import Samples, _returns
+from sam_gym.sb3.teachers import ClickTeacher, click_target
 
 G = 16
 N = 4
@@ -31,19 +32,19 @@ def cloner(small: dict[str, Any], folder: Path, settings: CloneSettings = SETTIN
 
 def test_target_takes_the_deeper_sign_only() -> None:
     scores = np.array([0, 4, 2, 0, 3, 3, 0, 0], np.float32)  # a 2 x 2 grid: foreground, background
-    target = _target(scores, np.ones(9, np.bool_), sharpness=1.0)
+    target = click_target(scores, np.ones(9, np.bool_), sharpness=1.0)
     np.testing.assert_allclose(target, [0, 4 / 6, 2 / 6, 0, 0, 0, 0, 0, 0], rtol=1e-6)
-    target = _target(scores[[4, 5, 6, 7, 0, 1, 2, 3]], np.ones(9, np.bool_), sharpness=1.0)
+    target = click_target(scores[[4, 5, 6, 7, 0, 1, 2, 3]], np.ones(9, np.bool_), sharpness=1.0)
     np.testing.assert_allclose(target, [0, 0, 0, 0, 0, 4 / 6, 2 / 6, 0, 0], rtol=1e-6)
 
 
 def test_target_sharpness() -> None:
-    target = _target(np.array([1, 2, 0, 0, 0, 0, 0, 0], np.float32), np.ones(9, np.bool_), sharpness=3.0)
+    target = click_target(np.array([1, 2, 0, 0, 0, 0, 0, 0], np.float32), np.ones(9, np.bool_), sharpness=3.0)
     np.testing.assert_allclose(target[:2], [1 / 9, 8 / 9], rtol=1e-6)
 
 
 def test_target_stops_where_nothing_is_wrong() -> None:
-    target = _target(np.zeros(8, np.float32), np.ones(9, np.bool_), sharpness=3.0)
+    target = click_target(np.zeros(8, np.float32), np.ones(9, np.bool_), sharpness=3.0)
     assert target.tolist() == [0] * 8 + [1]
 
 
@@ -51,9 +52,9 @@ def test_target_gives_forbidden_cells_nothing() -> None:
     scores = np.array([0, 9, 2, 0, 3, 0, 0, 0], np.float32)
     allowed = np.ones(9, np.bool_)
     allowed[[1, 5]] = False  # the deepest cell is used up: the background error is now the deeper one
-    assert _target(scores, allowed, sharpness=3.0).tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0]
+    assert click_target(scores, allowed, sharpness=3.0).tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0]
     allowed[[0, 2, 4, 6]] = False
-    assert _target(scores, allowed, sharpness=3.0).tolist() == [0] * 8 + [1]
+    assert click_target(scores, allowed, sharpness=3.0).tolist() == [0] * 8 + [1]
 
 
 def test_targets_are_distributions_and_scores_are_left_alone() -> None:
@@ -62,7 +63,7 @@ def test_targets_are_distributions_and_scores_are_left_alone() -> None:
         scores = (rng.random(32) * 30 * (rng.random(32) < 0.3)).astype(np.float32)
         allowed = np.append(rng.random(32) < 0.7, True)
         before = scores.copy()
-        target = _target(scores, allowed, sharpness=3.0)
+        target = click_target(scores, allowed, sharpness=3.0)
         assert target.sum() == pytest.approx(1, abs=1e-5)
         assert (target >= 0).all()
         assert not target[~allowed].any()
@@ -111,7 +112,7 @@ def marked(row: int, column: int, sign: int) -> dict[str, torch.Tensor]:
 def test_symmetries_act_alike_on_everything(sign: int) -> None:
     seen = set()
     for which in range(8):
-        turned = _symmetry(marked(2, 5, sign), which)
+        turned = ClickTeacher(3.0).turn(marked(2, 5, sign), which)
         place = torch.nonzero(turned["target"][0, :-1].unflatten(0, (2, G, G)))
         assert place[:, 0].tolist() == [sign]
         row, column = place[0, 1:].tolist()
@@ -126,7 +127,7 @@ def test_symmetries_act_alike_on_everything(sign: int) -> None:
 
 def test_the_first_symmetry_is_none() -> None:
     sample = marked(2, 5, 0)
-    assert all(_symmetry(sample, 0)[name].equal(array) for name, array in sample.items())
+    assert all(ClickTeacher(3.0).turn(sample, 0)[name].equal(array) for name, array in sample.items())
 
 
 # ---------------------------------------------------------------------------------------------------------- rounds

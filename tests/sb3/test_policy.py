@@ -69,7 +69,7 @@ def random_observations(n: int, seed: int = 0) -> dict[str, Tensor]:
 def clicks(model: MaskablePPO, observations: dict[str, Tensor]) -> Tensor:
     """(N, 2, G, G) logits of clicks."""
     with torch.no_grad():
-        return model.policy.logits_and_values(observations)[0][:, :-1].unflatten(1, (2, G, G))
+        return model.policy.outputs_and_values(observations)[0][:, :-1].unflatten(1, (2, G, G))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -79,8 +79,8 @@ def test_samples_do_not_mix(model: MaskablePPO, training: bool) -> None:
     actions = torch.arange(8) * 60
     model.policy.set_training_mode(training)
     with torch.no_grad():
-        alone = [*model.policy.logits_and_values(eight), *model.policy.evaluate_actions(eight, actions)]
-        among = [*model.policy.logits_and_values(many), *model.policy.evaluate_actions(many, actions.repeat(4))]
+        alone = [*model.policy.outputs_and_values(eight), *model.policy.evaluate_actions(eight, actions)]
+        among = [*model.policy.outputs_and_values(many), *model.policy.evaluate_actions(many, actions.repeat(4))]
     assert alone[0].std() > 0.03
     for small_batch, large_batch in zip(alone, among, strict=True):
         torch.testing.assert_close(large_batch[:8], small_batch, rtol=1e-5, atol=1e-5)
@@ -159,7 +159,7 @@ def test_predicts_the_most_likely_allowed_action(model: MaskablePPO) -> None:
     tensors = random_observations(6)
     masks = np.random.default_rng(1).random((6, STOP + 1)) < 0.5
     with torch.no_grad():
-        logits = model.policy.logits_and_values(tensors)[0].numpy()
+        logits = model.policy.outputs_and_values(tensors)[0].numpy()
     expected = np.where(masks, logits, -np.inf).argmax(axis=1)
     observations = {name: tensor.numpy() for name, tensor in tensors.items()}
     np.testing.assert_array_equal(model.predict(observations, deterministic=True, action_masks=masks)[0], expected)
@@ -171,7 +171,7 @@ def test_saved_and_loaded_it_is_the_same(model: MaskablePPO, tmp_path: Path) -> 
     observations = random_observations(4)
     with torch.no_grad():
         pairs = zip(
-            loaded.policy.logits_and_values(observations), model.policy.logits_and_values(observations), strict=True
+            loaded.policy.outputs_and_values(observations), model.policy.outputs_and_values(observations), strict=True
         )
         for ours, theirs in pairs:
             assert ours.equal(theirs)
@@ -218,7 +218,7 @@ def test_size() -> None:
 
 def test_begins_near_uniform_choice(small: dict[str, Any]) -> None:
     with torch.no_grad():
-        logits, values = build(small).policy.logits_and_values(random_observations(4))
+        logits, values = build(small).policy.outputs_and_values(random_observations(4))
     assert logits.softmax(dim=1).max() < 10 / (STOP + 1)
     assert values.abs().max() < 0.5
 

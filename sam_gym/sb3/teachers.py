@@ -1,0 +1,187 @@
+"""Teachers: what a policy is cloned from, task by task: labels, a loss, and what symmetries do to them.
+
+They look at the ground truth through the oracles of `sam_gym.prompters`, while training only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.envs.box_refine import SideMoves
+from sam_gym.envs.episode import GridActions
+from sam_gym.envs.observations import STATE
+from sam_gym.prompters import click_scores, oracle_box
+
+
+class Teacher(ABC):
+    """Labels states of one task.
+
+    Attributes:
+        measure: Name of the number that says how far a policy is from the teacher.
+    """
+
+    measure: ClassVar[str]
+
+    @abstractmethod
+    def label(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> tuple[NDArray, NDArray[np.bool_]]:
+        """Targets (N, A) of all rows, and which actions are allowed, (N, A) or (N, 1)."""
+
+    @abstractmethod
+    def act(self, targets: NDArray) -> NDArray:
+        """The teacher's own actions."""
+
+    @abstractmethod
+    def own(self, policy: Any, observations: dict[str, NDArray], allowed: NDArray[np.bool_]) -> NDArray:
+        """Actions drawn from the policy."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, target: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of what the policy's action head says, and `measure`; both scalars."""
+
+    @abstractmethod
+    def turn(self, arrays: dict[str, Tensor], which: int) -> dict[str, Tensor]:
+        """One of the eight symmetries of the square, applied to "maps", "embedding", "state", "allowed", "target"."""
+
+
+class ClickTeacher(Teacher):
+    """Oracle clicks on the grid: the deeper a cell stands in the larger error region, the likelier it is.
+
+    Args:
+        sharpness: Power of the error depth.
+    """
+
+    measure = "kl_to_oracle"
+
+    def __init__(self, sharpness: float) -> None:
+        self.sharpness = sharpness
+
+    def label(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> tuple[NDArray, NDArray[np.bool_]]:
+        """See `Teacher.label`."""
+        allowed = env.action_masks()
+        scores = [click_scores(env.engine, row) for row in range(env.num_envs)]
+        return np.stack([click_target(s, a, self.sharpness) for s, a in zip(scores, allowed, strict=True)]), allowed
+
+    def act(self, targets: NDArray) -> NDArray:
+        """The likeliest."""
+        return targets.argmax(axis=1)
+
+    def own(self, policy: Any, observations: dict[str, NDArray], allowed: NDArray[np.bool_]) -> NDArray:
+        """See `Teacher.own`."""
+        return policy.predict(observations, deterministic=False, action_masks=allowed)[0]
+
+    def loss(self, output: Tensor, target: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy, and its excess over the target's entropy."""
+        log_probability = output.masked_fill(~allowed, -1e8).log_softmax(dim=1)
+        loss = -(target * log_probability).sum(dim=1).mean()
+        entropy = -(target * target.clamp(min=1e-8).log()).sum(dim=1).mean()
+        return loss, loss.detach() - entropy
+
+    def turn(self, arrays: dict[str, Tensor], which: int) -> dict[str, Tensor]:
+        """See `Teacher.turn`."""
+
+        def actions(x: Tensor) -> Tensor:
+            side = round(((x.shape[1] - 1) // 2) ** 0.5)
+            return torch.cat([turn(x[:, :-1].unflatten(1, (2, side, side)), which).flatten(1), x[:, -1:]], dim=1)
+
+        return {
+            **arrays,
+            **{name: turn(arrays[name], which) for name in ("maps", "embedding")},
+            **{name: actions(arrays[name]) for name in ("allowed", "target")},
+        }
+
+
+class BoxTeacher(Teacher):
+    """The object's tight box: moves of the four sides that lead there."""
+
+    measure = "error_of_moves"
+
+    def label(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> tuple[NDArray, NDArray[np.bool_]]:
+        """See `Teacher.label`."""
+        return oracle_box(observations, env), np.ones((env.num_envs, 1), np.bool_)
+
+    def act(self, targets: NDArray) -> NDArray:
+        """The moves themselves."""
+        return targets
+
+    def own(self, policy: Any, observations: dict[str, NDArray], allowed: NDArray[np.bool_]) -> NDArray:
+        """See `Teacher.own`."""
+        return policy.predict(observations, deterministic=False)[0]
+
+    def loss(self, output: Tensor, target: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean absolute error, which where in doubt leads to the median: no move where most boxes need none."""
+        loss = F.l1_loss(output, target)
+        return loss, loss.detach()
+
+    def turn(self, arrays: dict[str, Tensor], which: int) -> dict[str, Tensor]:
+        """See `Teacher.turn`."""
+        state, first = arrays["state"].clone(), len(STATE)
+        for start in (first, first + 4):
+            box = state[:, start : start + 4]
+            seen = (box[:, 2:] > box[:, :2]).any(dim=1, keepdim=True)  # zeros stand for an empty mask
+            state[:, start : start + 4] = torch.where(seen, _turn_sides(box, which, lambda x: 1 - x), box)
+        return {
+            **arrays,
+            **{name: turn(arrays[name], which) for name in ("maps", "embedding")},
+            "state": state,
+            "target": _turn_sides(arrays["target"], which, lambda x: x),
+        }
+
+
+def turn(x: Tensor, which: int) -> Tensor:
+    """One of the eight symmetries of the square on the last two axes."""
+    if which & 1:
+        x = x.flip(-1)
+    if which & 2:
+        x = x.flip(-2)
+    return x.transpose(-1, -2) if which & 4 else x
+
+
+def _turn_sides(sides: Tensor, which: int, mirrored: Any) -> Tensor:
+    """Numbers of the left, top, right, bottom side, (N, 4); `mirrored` is what a number becomes on the other side."""
+    left, top, right, bottom = sides.unbind(dim=1)
+    if which & 1:
+        left, right = mirrored(right), mirrored(left)
+    if which & 2:
+        top, bottom = mirrored(bottom), mirrored(top)
+    if which & 4:
+        left, top, right, bottom = top, left, bottom, right
+    return torch.stack([left, top, right, bottom], dim=1)
+
+
+def teacher_of(env: EngineVectorEnv, sharpness: float) -> Teacher:
+    """The teacher for an environment's kind of action.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if isinstance(env.engine.actions, GridActions):
+        return ClickTeacher(sharpness)
+    if isinstance(env.engine.actions, SideMoves):
+        return BoxTeacher()
+    raise ValueError(f"there is nobody to clone for action_mode={env.settings.action_mode!r}")
+
+
+def click_target(scores: NDArray[np.float32], allowed: NDArray[np.bool_], sharpness: float) -> NDArray[np.float32]:
+    """Error depths (2*G*G,) -> distribution over actions: the deeper a click stands in its error, the likelier it is.
+
+    Only the sign whose error region is deeper gets any; stop gets all where no allowed cell stands in an error.
+    """
+    scores = np.where(allowed[:-1], scores, 0)
+    cells = len(scores) // 2
+    weaker = slice(cells, None) if scores[:cells].max() >= scores[cells:].max() else slice(0, cells)
+    scores[weaker] = 0
+    target = np.zeros(len(allowed), np.float32)
+    if scores.max() > 0:
+        weights = (scores / scores.max()) ** sharpness
+        target[:-1] = weights / weights.sum()
+    else:
+        target[-1] = 1
+    return target
