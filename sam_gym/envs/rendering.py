@@ -21,7 +21,7 @@ MARGIN = 1.15
 """What is shown is the view and a little around it."""
 
 CAPTION = 64
-MASK, TRUTH, CUE = (64, 156, 255), (255, 214, 10), (255, 255, 255)
+MASK, TRUTH, CUE, BOX = (64, 156, 255), (255, 214, 10), (255, 255, 255), (255, 149, 0)
 POSITIVE, NEGATIVE = (48, 209, 88), (255, 69, 58)
 INK, PAPER = (235, 235, 235), (24, 24, 26)
 
@@ -35,8 +35,8 @@ def render_episode(engine: PromptEngine, row: int) -> NDArray[np.uint8]:
 
     Returns:
         (512, 448, 3) uint8: the surroundings of the view enlarged, with SAM's mask in blue, the outline of the truth in
-        yellow, the cue box in dashed white, the view's border thin, clicks numbered in green (+) and red (-), and a
-        caption with IoU, the box's own IoU, and the step.
+        yellow, the cue box in dashed white, the box that has replaced it in orange, the view's border thin, clicks
+        numbered in green (+) and red (-), and a caption with IoU, what it gained over the cue's, and the step.
     """
     episodes = engine.episodes
     left, top, side = (float(v) for v in episodes.view[row])
@@ -59,12 +59,15 @@ def render_episode(engine: PromptEngine, row: int) -> NDArray[np.uint8]:
         return (x - frame[0]) / frame[2] * SIZE, (y - frame[1]) / frame[2] * SIZE + CAPTION
 
     draw.rectangle((*place(left, top), *place(left + side, top + side)), outline=(120, 120, 125))
-    box = episodes.box[row]
-    _dashed_box(draw, (*place(box[0], box[1]), *place(box[2], box[3])))
+    cue, box = episodes.cue[row], episodes.box[row]
+    _dashed_box(draw, (*place(cue[0], cue[1]), *place(cue[2], cue[3])))
+    moved = not np.array_equal(box, cue)
+    if moved:
+        draw.rectangle((*place(box[0], box[1]), *place(box[2], box[3])), outline=BOX, width=2)
     for number, (point, label) in enumerate(zip(episodes.points[row], episodes.labels[row], strict=True), start=1):
         if label >= 0:
             _click(draw, place(point[0] + 0.5, point[1] + 0.5), bool(label), number)
-    _caption(draw, engine, row)
+    _caption(draw, engine, row, moved)
     return np.asarray(canvas)
 
 
@@ -113,7 +116,7 @@ def _click(draw: ImageDraw.ImageDraw, at: tuple[float, float], positive: bool, n
               stroke_fill=(0, 0, 0))  # fmt: skip
 
 
-def _caption(draw: ImageDraw.ImageDraw, engine: PromptEngine, row: int) -> None:
+def _caption(draw: ImageDraw.ImageDraw, engine: PromptEngine, row: int, moved: bool) -> None:
     info, episodes = engine.info(row), engine.episodes
     progress = f"prompt {info['prompts']} of {engine.settings.max_prompts}"
     if episodes.stopped[row]:
@@ -124,7 +127,7 @@ def _caption(draw: ImageDraw.ImageDraw, engine: PromptEngine, row: int) -> None:
     origin = "" if info["source"] == engine.settings.dataset else f"  [{info['source']}]"
     draw.text((10, 38), f"image {info['image']}, object {info['object']}{origin}", fill=INK, font=_font(13))
     x = float(SIZE - 10)
-    for text, colour in (("truth", TRUTH), ("mask", MASK), ("cue box", CUE)):
+    for text, colour in (("truth", TRUTH), ("mask", MASK), ("cue", CUE), *([("box", BOX)] if moved else [])):
         draw.text((x, 38), text, fill=colour, font=_font(13), anchor="ra")
         x -= draw.textlength(text, font=_font(13)) + 12
 

@@ -1,8 +1,8 @@
 """Cloning the oracle: supervised warm start of a policy, before PPO.
 
-The oracle labels every state of the training split that is visited (`sam_gym.sb3.teachers`). First it acts itself; later
-part of the actions are the policy's own, so that the policy also learns to mend what it did (DAgger; Ross et al. 2011).
-The value head is fitted to the returns seen. Nothing of this runs after training.
+The oracle (`sam_gym.sb3.teachers`) labels every state of the training split that is visited. First it acts itself;
+later part of the actions are the policy's own, so that the policy also learns to mend what it did (DAgger; Ross et al.
+2011). The value head is fitted to the returns seen. Nothing of this runs after training.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Cloner:
         episode = np.arange(n)
         for _ in range(settings.round_steps):
             targets, allowed = self.teacher.label(observations, env)
-            actions = self.teacher.act(targets)
+            actions = self.teacher.act(targets, rng)
             own = rng.random(n) < own_share
             if own.any():
                 actions = actions.copy()

@@ -174,7 +174,8 @@ class SideExtractor(BaseFeaturesExtractor):
 
     Args:
         observation_space: Of SamBoxRefine, either observation.
-        grid: G of the embedding; needed for reference observations only.
+        grid: G of the embedding; needed for reference observations only, as is the next.
+        embedding_channels: C of the embedding: 256 for every published SAM.
         features_dim: Length of the vector.
         channels: As for `SpatialExtractor`.
         width: As for `SpatialExtractor`.
@@ -184,13 +185,14 @@ class SideExtractor(BaseFeaturesExtractor):
         self,
         observation_space: spaces.Dict,
         grid: int = 16,
+        embedding_channels: int = 256,
         features_dim: int = 128,
         channels: int = 48,
         width: int = 64,
     ) -> None:
         super().__init__(observation_space, features_dim)
         self.spatial = (
-            ReferenceExtractor(observation_space, grid, channels=channels, width=width)
+            ReferenceExtractor(observation_space, grid, embedding_channels, channels, width)
             if "reference" in observation_space.spaces
             else SpatialExtractor(observation_space, channels, width)
         )

@@ -1,0 +1,277 @@
+
+"""Boxes of the wrong size: what tuning, iterative inference and an agent do about them; a published table, on real data.
+
+    python benchmarks/box_error.py                      tune and train what is missing (resumes), evaluate, print, store
+    python benchmarks/box_error.py --datasets ISBI      one dataset only
+    python benchmarks/box_error.py --no-train           take what is tuned and trained, evaluate the rest
+
+Rows, all on MobileSAM: SAM as it is, and with iterative inference (K), without any training; its mask decoder tuned;
+the decoder and SAM's own prompt embeddings tuned; prompt tuning (P: the decoder and an added token); P + K; an agent
+that moves the box's sides and looks at P's masks, three seeds; and P with the tight box. Columns: the error of the size
+of the first box, 0 to 40 %, isotropic (`sam_gym.boxes.missized_box`), its direction fixed for each object. Everything
+is on the held-out sections. Each tuning is agents/tune_decoder.py, each training agents/train_ppo.py, under
+runs/box_error/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before torch is loaded, see agents/train_ppo.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import gymnasium
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from sam_gym import report
+from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.evaluation import Record, encode_images, evaluate, evaluation_provenance, select_cases
+from sam_gym.fetching import atomic_path
+from sam_gym.metrics import Interval, bootstrap_mean
+from sam_gym.prompters import IterativeBox, Prompter, box_only
+from sam_gym.registration import DATASETS
+from sam_gym.sb3 import ModelPrompter, load_model
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "box_error.json"
+ERRORS = (0.0, 0.1, 0.2, 0.3, 0.4)
+REPEATS = 10
+"""Cap of iterative inference."""
+
+PUBLISHED = {
+    "SAM, decoder tuned": (0.822, 0.810, 0.774, 0.699, 0.604),
+    "+ own embeddings": (0.825, 0.810, 0.777, 0.702, 0.606),
+    "P": (0.830, 0.820, 0.785, 0.714, 0.622),
+    "P + K": (0.830, 0.817, 0.784, 0.727, 0.650),
+}
+"""Table 2 (ISBI) of the paper on prompt tuning and iterative inference: another SAM, another split of the stack."""
+
+PUBLISHED_REPEATS = (1, 1.01, 1.05, 2.13, 3.16)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Tune, train and compare."""
+
+    datasets: tuple[str, ...] = ("ISBI", "VNCMitochondria")
+    """Second parts of the environments' ids."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the agent."""
+    folder: Path = ROOT / "runs" / "box_error"
+    """Where tuned decoders, runs and evaluations are; what is there is not done again."""
+    max_objects: int = 504
+    """So many objects at most of each dataset, evenly spread over its held-out sections."""
+    train: bool = True
+    """Tune and train what is missing; else leave those rows out."""
+
+
+def command(*arguments: str) -> None:
+    """Run a script of this repository, from its root."""
+    subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT)
+
+
+def from_root(path: Path) -> str:
+    """A path as records shall hold it: without the folders of this machine."""
+    return os.path.relpath(path, ROOT)
+
+
+def tuned(arguments: Arguments, dataset: str, method: str) -> Path | None:
+    """The decoder tuned by a method, None if it is missing and shall not be made."""
+    file = arguments.folder / f"{dataset}-{method}.safetensors"
+    if not file.is_file():
+        if not arguments.train:
+            return None
+        command("agents/tune_decoder.py", "--dataset", DATASETS[dataset], "--method", method, "--data", "real",
+                "--out", from_root(file))  # fmt: skip
+    return file
+
+
+def trained(arguments: Arguments, dataset: str, seed: int, decoder: Path) -> Path | None:
+    """The agent of a seed, None if it is missing and shall not be trained."""
+    run = arguments.folder / f"{dataset}-agent-seed{seed}"
+    if not (run / "record.json").is_file():
+        if not arguments.train:
+            return None
+        begun = (run / "state.json").is_file()
+        command("agents/train_ppo.py", *(["--resume", from_root(run)] if begun else [
+            "--env", f"SamBoxRefine-{dataset}-v0", "--checkpoint", from_root(decoder), "--data", "real",
+            "--seed", str(seed), "--run-dir", from_root(run), "--test-objects", "32",
+        ]))  # fmt: skip
+    return run / "model.zip"
+
+
+def environment(dataset: str, checkpoint: str, error: float, action_mode: str) -> EngineVectorEnv:
+    """Held-out objects and boxes with one error."""
+    return gymnasium.make_vec(
+        f"SamBoxRefine-{dataset}-v0", num_envs=16, vectorization_mode="vector_entry_point", split="test", data="real",
+        autoreset_mode="Disabled", precision="auto", checkpoint=checkpoint, box_error=error, action_mode=action_mode,
+        max_prompts=REPEATS if action_mode == "discrete" else 5,
+    )  # type: ignore[return-value]  # fmt: skip
+
+
+def measure(
+    arguments: Arguments, dataset: str, name: str, prompter: Prompter, checkpoint: str, action_mode: str
+) -> list[Record]:
+    """One row: a record for each error; those that are stored with equal provenance are taken as they are."""
+    records = []
+    for error in ERRORS:
+        env = environment(dataset, checkpoint, error, action_mode)
+        cases = select_cases(env, arguments.max_objects)
+        file = arguments.folder / "evaluations" / f"{dataset}-{name}-{error:.0%}.json".replace(" ", "_")
+        if file.is_file():
+            stored = Record.from_json(json.loads(file.read_text(encoding="utf-8")))
+            wanted = evaluation_provenance(prompter, env, cases)
+            if {**stored.provenance, **wanted} == stored.provenance:
+                records.append(stored)
+                continue
+        record = evaluate(prompter, f"{name} {error:.0%}", env, max_objects=arguments.max_objects)
+        report.write_json(file, record.to_json())
+        records.append(record)
+    return records
+
+
+def rows_of(arguments: Arguments, dataset: str) -> dict[str, list[Record]]:
+    """All rows of a dataset's table, name -> a record for each error."""
+    encode_images([environment(dataset, "mobile_sam", 0.0, "continuous")])
+    rows: dict[str, list[Record]] = {}
+
+    def add(name: str, checkpoint: str, prompter: Prompter = box_only, action_mode: str = "discrete") -> None:
+        rows[name] = measure(arguments, dataset, name, prompter, checkpoint, action_mode)
+
+    add("SAM", "mobile_sam")
+    add("K alone", "mobile_sam", IterativeBox())
+    for name, method in (("SAM, decoder tuned", "decoder"), ("+ own embeddings", "embeddings"), ("P", "token")):
+        if file := tuned(arguments, dataset, method):
+            add(name, from_root(file))
+    if decoder := tuned(arguments, dataset, "token"):
+        add("P + K", from_root(decoder), IterativeBox())
+        for seed in arguments.seeds:
+            if file := trained(arguments, dataset, seed, decoder):
+                space = environment(dataset, from_root(decoder), 0.0, "continuous").single_action_space
+                agent = ModelPrompter(load_model(file, space))
+                add(f"P + agent, seed {seed}", from_root(decoder), agent, "continuous")
+        rows["P, tight box"] = [rows["P"][0]] * len(ERRORS)
+    return rows
+
+
+def final(records: list[Record]) -> NDArray[np.float64]:
+    """(errors, objects) last IoU."""
+    return np.stack([record.iou[:, -1] for record in records])
+
+
+def comparisons(rows: dict[str, list[Record]]) -> dict[str, list[Interval]]:
+    """Paired differences on the same objects, for each error."""
+    values = {name: final(records) for name, records in rows.items()}
+    agents = [value for name, value in values.items() if name.startswith("P + agent")]
+    if agents:
+        values["P + agent, mean of seeds"] = np.mean(agents, axis=0)
+    pairs = [
+        ("P", "SAM, decoder tuned"),
+        ("+ own embeddings", "SAM, decoder tuned"),
+        ("K alone", "SAM"),
+        ("P + K", "P"),
+    ]
+    pairs += [(name, "P + K") for name in values if name.startswith("P + agent")]
+    return {
+        f"{a} - {b}": [bootstrap_mean(differences) for differences in values[a] - values[b]]
+        for a, b in pairs
+        if a in values and b in values
+    }
+
+
+def markdown(dataset: str, rows: dict[str, list[Record]], compared: dict[str, list[Interval]]) -> str:
+    """The tables of one dataset."""
+    objects = len(rows["SAM"][0].iou)
+    head = ["", *(f"{error:.0%}" for error in ERRORS)]
+    rule = ["---", *["---:"] * len(ERRORS)]
+    body = [[name, *(f"{value:.3f}" for value in final(records).mean(axis=1))] for name, records in rows.items()]
+    if dataset == "ISBI":
+        body += [
+            [f"*published: {name}*", *(f"*{value:.3f}*" for value in values)] for name, values in PUBLISHED.items()
+        ]
+    repeats = [
+        [name, *(f"{record.prompts.mean():.2f}" for record in records)]
+        for name, records in rows.items()
+        if records[0].provenance["max_prompts"] and any(record.prompts.any() for record in records)
+    ]
+    if dataset == "ISBI":
+        repeats.append(["*published: P + K*", *(f"*{value:.2f}*" for value in PUBLISHED_REPEATS)])
+    differences = [
+        [name, *(f"{i.mean:+.3f} [{i.low:+.3f}, {i.high:+.3f}]" for i in intervals)]
+        for name, intervals in compared.items()
+    ]
+    return (
+        f"## {dataset}: {objects} held-out objects\n\nMean IoU by error of the first box's size.\n\n"
+        f"{report.markdown([head, rule, *body])}\n"
+        "Mean number of repeats (K) or of boxes given (agent); decodes are one more.\n\n"
+        f"{report.markdown([head, rule, *repeats])}\n"
+        "Differences on the same objects, 95 % paired bootstrap intervals.\n\n"
+        f"{report.markdown([head, rule, *differences])}"
+    )
+
+
+def plot(path: Path, tables: dict[str, dict[str, list[Record]]]) -> None:
+    """Mean IoU against the error, a panel per dataset."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(tables), figsize=(5.4 * len(tables), 4.4), layout="constrained", squeeze=False)
+    percent = [100 * error for error in ERRORS]
+    for axis, (dataset, rows) in zip(axes[0], tables.items(), strict=True):
+        for name, records in rows.items():
+            agent = name.startswith("P + agent")
+            label = None if agent and not name.endswith("seed 0") else name.replace(", seed 0", " (each seed)")
+            style: dict[str, Any] = {"color": "black", "linewidth": 1.6} if agent else {"linewidth": 1.3}
+            if name == "P, tight box":
+                style = {"color": "0.6", "linestyle": ":"}
+            axis.plot(percent, final(records).mean(axis=1), "o-", markersize=3, label=label, **style)
+        if dataset == "ISBI":
+            axis.plot(percent, PUBLISHED["P + K"], "--", color="0.5", linewidth=1, label="published: P + K")
+        title = f"{dataset}, {len(rows['SAM'][0].iou)} objects"
+        axis.set(xlabel="error of the first box's size, %", ylabel="mean IoU", title=title)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False, fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    plt.close(figure)
+
+
+def main() -> None:
+    """Tune, train, evaluate, store, print."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    os.chdir(ROOT)  # checkpoints are named from here, in commands and in results
+    try:
+        tables = {dataset: rows_of(arguments, dataset) for dataset in arguments.datasets}
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on from there")
+    text, content = [], {}
+    for dataset, rows in tables.items():
+        compared = comparisons(rows)
+        text.append(markdown(dataset, rows, compared))
+        content[dataset] = {
+            name: [
+                {"summary": r.summary(), "iou": r.iou[:, -1].tolist(), "prompts": r.prompts.tolist()} for r in records
+            ]
+            for name, records in rows.items()
+        }
+    print("\n".join(text))
+    RESULT.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
+    stored = {**report.provenance(), "errors": ERRORS, "tables": content}
+    RESULT.write_text(json.dumps(stored, separators=(",", ":")) + "\n", encoding="utf-8")
+    plot(RESULT.with_suffix(".png"), tables)
+    print(f"\nstored in {from_root(RESULT)}, .md and .png")
+
+
+if __name__ == "__main__":
+    main()
