@@ -103,7 +103,7 @@ class BoxTeacher(Teacher):
 
     measure = "error_of_moves"
 
-    spread = 0.4
+    spread = 0.2
     """The teacher itself misses by up to this, so that boxes of many sizes are seen: one that hits at once would make
     every other state one in which nothing is to do, and the median of all is then not to move."""
 
