@@ -372,8 +372,10 @@ def assert_one_line(said: str | None, message: str) -> None:
 # ------------------------------------------------------------------------------------------------------- boxes
 
 BOX_ID = "SamBoxRefine-Synthetic-v0"
-TUNE = ["--dataset", "synthetic-em", "--checkpoint", "tiny_random", "--device", "cpu", "--steps", "6", "--batch-size", "2",
-        "--eval-objects", "2"]  # fmt: skip
+TUNE = [
+    "--dataset", "synthetic-em", "--checkpoint", "tiny_random", "--device", "cpu",
+    "--steps", "6", "--batch-size", "2", "--eval-objects", "2",
+]  # fmt: skip
 
 
 def test_an_agent_for_boxes(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -187,8 +187,8 @@ class SideExtractor(BaseFeaturesExtractor):
         grid: int = 16,
         embedding_channels: int = 256,
         features_dim: int = 128,
-        channels: int = 48,
-        width: int = 64,
+        channels: int = 32,
+        width: int = 32,
     ) -> None:
         super().__init__(observation_space, features_dim)
         self.spatial = (
