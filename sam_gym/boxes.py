@@ -72,13 +72,14 @@ def clip_box(box: NDArray, image_size: tuple[int, int]) -> Floats:
     return np.array([x0, y0, np.clip(x1, x0 + 1, width), np.clip(y1, y0 + 1, height)], np.float32)
 
 
-def box_iou(box: Floats, other: Floats) -> float:
+def box_iou(box: NDArray, other: NDArray) -> float:
     """Intersection over union of two boxes (4,).
 
     Example:
         >>> box_iou(np.array([0, 0, 2, 2], np.float32), np.array([1, 0, 3, 2], np.float32))
         0.3333333333333333
     """
+    box, other = np.asarray(box, np.float64), np.asarray(other, np.float64)
     shared = np.prod(np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None))
     return float(shared / (np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared))
 

@@ -49,6 +49,13 @@ def env_ids() -> list[str]:
         SamPrompt-WBCNucleus-v0
         SamPrompt-DSB-v0
         SamPrompt-Synthetic-v0
+        SamBoxRefine-ISBI-v0
+        SamBoxRefine-VNCCells-v0
+        SamBoxRefine-VNCMitochondria-v0
+        SamBoxRefine-WBC-v0
+        SamBoxRefine-WBCNucleus-v0
+        SamBoxRefine-DSB-v0
+        SamBoxRefine-Synthetic-v0
     """
     return [f"{task.name}-{short}-v{task.version}" for task in TASKS for short in DATASETS]
 

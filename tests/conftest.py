@@ -17,6 +17,7 @@ os.environ["SAM_GYM_EMBEDDINGS"] = "off"
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from numpy.typing import NDArray
 
@@ -69,6 +70,29 @@ def make_vec(tiny: dict[str, Any]) -> Iterator[Callable[..., gymnasium.vector.Ve
     yield make
     for env in made:
         env.close()
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`answer(env, respond)`: from now on SAM's mask (H, W) of a box is what `respond(box)` says."""
+
+    def patch(env: Any, respond: Callable[[NDArray], NDArray[np.bool_]]) -> None:
+        from sam_gym.sam.masks import Masks, measure
+
+        backend, known = env.unwrapped.engine.backend, []
+
+        def decode(embeddings: list, prompts: Any, *, truths: list, statistics: bool) -> Any:
+            first = len(known)
+            known.extend(torch.as_tensor(respond(box)) for box in prompts.boxes)
+            numbers = torch.arange(first, len(known), dtype=torch.float32)  # logits that say which mask is meant
+            logits = numbers[:, None, None, None].expand(-1, 1, *backend.mask_size)
+            measured = measure(torch.stack(known[first:])[:, None], truths, boxes=statistics)
+            return Masks(logits, torch.zeros(len(numbers), 1), measured)
+
+        monkeypatch.setattr(backend, "decode", decode)
+        monkeypatch.setattr(backend, "upscale", lambda logits, embedding: known[int(logits[0, 0])].float() - 0.5)
+
+    return patch
 
 
 @pytest.fixture(scope="session")

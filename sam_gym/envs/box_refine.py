@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -146,7 +147,7 @@ class BoxRefineSettings(Settings):
 
 
 def _check_error(name: str, error: Any) -> None:
-    if not np.isscalar(error) or not 0 <= float(error) <= 0.9:  # type: ignore[arg-type]
+    if not isinstance(error, numbers.Real) or not 0 <= float(error) <= 0.9:
         raise ValueError(f"{name} is a relative error of the box's size in 0..0.9, got {error!r}")
 
 

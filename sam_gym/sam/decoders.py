@@ -11,6 +11,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from segment_anything.modeling import Sam
 
 from sam_gym.sam.added_token import NAME, add_token, shapes_of_token
@@ -79,7 +80,8 @@ def put_on(sam: Sam, path: Path) -> None:
             "prompt_encoder.*, of the architecture of the base."
         )
     if width:
-        add_token(sam.prompt_encoder, width)
+        with torch.random.fork_rng(devices=[]):  # its first weights are thrown away at once
+            add_token(sam.prompt_encoder, width)
     sam.load_state_dict(state, strict=False)  # not strict, since the encoder is not there; the rest was checked
 
 

@@ -23,6 +23,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from sam_gym.data import SegmentationData
 from sam_gym.fetching import atomic_path
 from sam_gym.sam.added_token import add_token, added_token
 from sam_gym.sam.backend import SamBackend, batch_features
-from sam_gym.sam.checkpoints import load_sam, save_decoder
+from sam_gym.sam.checkpoints import checkpoint_id, load_sam, save_decoder
 from sam_gym.sam.decoder import BatchedDecoder
 
 METHODS = ("decoder", "embeddings", "token")
@@ -94,7 +95,7 @@ class Tuner:
         steps_done: Steps so far.
 
     Raises:
-        ValueError: The stored state is of other settings.
+        ValueError: The stored state is of other settings, another checkpoint or other data.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Tuner:
         with atomic_path(self.state) as path:
             torch.save(
                 {
-                    "settings": asdict(self.settings),
+                    "settings": self._identity,
                     "steps": self.steps_done,
                     "weights": [p.detach() for p in self._parameters],
                     "optimizer": self._optimizer.state_dict(),
@@ -144,11 +145,16 @@ class Tuner:
         save_decoder(self.sam, path, self.checkpoint)
 
     @property
+    def _identity(self) -> dict[str, Any]:
+        """What a stored state has to agree with."""
+        return {**asdict(self.settings), "checkpoint": checkpoint_id(self.checkpoint), "data": self.data.hash()}
+
+    @property
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self._groups for parameter in group["params"]]
 
     def _resume(self, stored: dict) -> None:
-        if stored["settings"] != asdict(self.settings):
+        if stored["settings"] != self._identity:
             raise ValueError(f"{self.state} was stored with other settings: {stored['settings']}")
         with torch.no_grad():
             for parameter, weights in zip(self._parameters, stored["weights"], strict=True):
@@ -194,7 +200,8 @@ class Tuner:
         images, ids = objects.image_index[rows].tolist(), objects.object_id[rows].tolist()
         embeddings = self.backend.encode([self.data.image(image) for image in images])
         n = len(rows)
-        scaled = [box * (e.input_size[0] / e.image_size[0]) for box, e in zip(boxes, embeddings, strict=True)]
+        scales = [np.divide(e.input_size, e.image_size)[[1, 0, 1, 0]] for e in embeddings]  # as `SamBackend` has them
+        scaled = [box * scale for box, scale in zip(boxes, scales, strict=True)]
         features = batch_features([e.features for e in embeddings]).float()  # autocast knows no float16 on a CPU
         with torch.autocast(device.type, torch.bfloat16, enabled=self.backend.precision == "fast"):
             logits, quality = self._decoder(

@@ -12,10 +12,20 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sam_gym.data import SegmentationData, load_data
-from sam_gym.envs import SamPromptEnv, engine
+from sam_gym.envs import engine
+from sam_gym.envs.base import EngineEnv
 from sam_gym.sam import PromptBatch
 
 Labels = NDArray[np.int32]
+
+MODES = [
+    ("SamPrompt-ISBI-v0", "grid"),
+    ("SamPrompt-ISBI-v0", "point"),
+    ("SamPrompt-ISBI-v0", "box"),
+    ("SamBoxRefine-ISBI-v0", "continuous"),
+    ("SamBoxRefine-ISBI-v0", "discrete"),
+]
+"""Every task in every action mode."""
 
 
 def eroded(labels: Labels) -> Labels:
@@ -35,7 +45,7 @@ def permuted(labels: Labels) -> Labels:
     return table[labels]
 
 
-def spy_on(env: SamPromptEnv, monkeypatch: pytest.MonkeyPatch) -> list[PromptBatch]:
+def spy_on(env: EngineEnv, monkeypatch: pytest.MonkeyPatch) -> list[PromptBatch]:
     """What is sent to the backend from now on."""
     sent: list[PromptBatch] = []
     backend = env.engine.backend
@@ -50,23 +60,25 @@ def spy_on(env: SamPromptEnv, monkeypatch: pytest.MonkeyPatch) -> list[PromptBat
 
 
 @pytest.fixture
-def environment(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., SamPromptEnv]:
+def environment(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., EngineEnv]:
     """An environment over given data."""
 
-    def make(data: SegmentationData, **settings: Any) -> SamPromptEnv:
+    def make(env_id: str, data: SegmentationData, **settings: Any) -> EngineEnv:
         monkeypatch.setattr(engine, "load_data", lambda *_: data)
-        return gymnasium.make("SamPrompt-ISBI-v0", **{**tiny, **settings}).unwrapped
+        return gymnasium.make(env_id, **{**tiny, **settings}).unwrapped
 
     return make
 
 
 def as_bytes(prompts: PromptBatch) -> list:
-    arrays = (prompts.points, prompts.labels, prompts.boxes, prompts.mask_logits.numpy(), prompts.has_mask)
+    arrays = [prompts.points, prompts.labels, prompts.boxes, prompts.has_mask]
+    if prompts.mask_logits is not None:  # nobody was given one
+        arrays.append(prompts.mask_logits.numpy())
     return [array.tobytes() for array in arrays]
 
 
 def assert_equal_worlds_and_other_rewards(
-    a: SamPromptEnv, b: SamPromptEnv, reset: dict[str, Any], monkeypatch: pytest.MonkeyPatch, same: Callable
+    a: EngineEnv, b: EngineEnv, reset: dict[str, Any], monkeypatch: pytest.MonkeyPatch, same: Callable
 ) -> None:
     """Play equal actions in both, and compare all that an agent or SAM is told."""
     sent = [spy_on(a, monkeypatch)]
@@ -78,9 +90,11 @@ def assert_equal_worlds_and_other_rewards(
         replies = [env.reset(**reset)]
         masks = []
         while True:
-            if env.settings.action_mode == "grid":
+            if isinstance(env.action_space, gymnasium.spaces.Discrete):
                 masks.append(env.action_masks())
-                action = env.action_space.sample(mask=masks[-1].astype(np.int8))
+                allowed = masks[-1].astype(np.int8)
+                allowed[env.engine.actions.stop] = 0
+                action = env.action_space.sample(mask=allowed)
             else:
                 action = env.action_space.sample()
                 action[-1] = -1  # do not stop
@@ -106,13 +120,14 @@ def assert_equal_worlds_and_other_rewards(
     assert said[0]["quality"] != said[1]["quality"]
 
 
-@pytest.mark.parametrize("action_mode", ["grid", "point", "box"])
+@pytest.mark.parametrize(("env_id", "action_mode"), MODES)
 @pytest.mark.parametrize("change", [eroded, shifted, permuted])
 def test_another_truth_is_another_reward_and_nothing_else(
-    environment: Callable[..., SamPromptEnv],
+    environment: Callable[..., EngineEnv],
     same: Callable[[Any, Any], None],
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Labels], Labels],
+    env_id: str,
     action_mode: str,
 ) -> None:
     """Real sections with real and wrong labels; the cue is posed, since it is all that may depend on the truth."""
@@ -123,7 +138,7 @@ def test_another_truth_is_another_reward_and_nothing_else(
         real.name, real.split, real.source, real.image_ids, images, [change(each) for each in labels], min_area=1
     )
     settings = {"action_mode": action_mode, "reward": {"iou": 1.0, "dice": 0.5}}
-    a, b = environment(real, **settings), environment(wrong, **settings)
+    a, b = environment(env_id, real, **settings), environment(env_id, wrong, **settings)
     table = real.objects
     row = int(np.argsort(table.area)[len(table) // 2])
     pose = {"image": int(table.image_index[row]), "object": int(table.object_id[row]), "cue": table.box[row]}
@@ -131,8 +146,13 @@ def test_another_truth_is_another_reward_and_nothing_else(
     assert_equal_worlds_and_other_rewards(a, b, {"seed": 8, "options": pose}, monkeypatch, same)
 
 
+@pytest.mark.parametrize(("env_id", "action_mode"), MODES)
 def test_equal_boxes_are_equal_episodes(
-    environment: Callable[..., SamPromptEnv], same: Callable[[Any, Any], None], monkeypatch: pytest.MonkeyPatch
+    environment: Callable[..., EngineEnv],
+    same: Callable[[Any, Any], None],
+    monkeypatch: pytest.MonkeyPatch,
+    env_id: str,
+    action_mode: str,
 ) -> None:
     """Nothing posed: two objects of equal tight boxes, one full and one thin, begin and go on alike."""
     image = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
@@ -141,7 +161,9 @@ def test_equal_boxes_are_equal_episodes(
     thin[20:60, 30] = thin[59, 30:90] = 1
     a, b = (
         environment(
-            SegmentationData("isbi2012", "val", "isbi2012", ["one"], [image], [labels], min_area=1), reward="iou"
+            env_id,
+            SegmentationData("isbi2012", "val", "isbi2012", ["one"], [image], [labels], min_area=1),
+            action_mode=action_mode,
         )
         for labels in (full, thin)
     )

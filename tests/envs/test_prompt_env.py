@@ -187,10 +187,10 @@ def test_action_masks_forbid_used_cells(make_env: MakeEnv) -> None:
     np.testing.assert_array_equal(masks(), before)
 
 
-def test_action_masks_belong_to_the_grid(make_env: MakeEnv) -> None:
+def test_action_masks_belong_to_discrete_actions(make_env: MakeEnv) -> None:
     env = make_env(action_mode="point")
     env.reset(seed=0)
-    with pytest.raises(ValueError, match="action_mode='grid', not for 'point'"):
+    with pytest.raises(ValueError, match="action masks exist for discrete actions, not for 'point'"):
         env.unwrapped.action_masks()
 
 

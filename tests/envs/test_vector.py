@@ -1,4 +1,4 @@
-"""SamPromptVectorEnv is a SyncVectorEnv of single environments, to the last bit, at one decode call a step."""
+"""Vector environments are a SyncVectorEnv of single ones, to the last bit, at one decode call a step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sam_gym.envs import SamPromptVectorEnv
+from sam_gym.envs import SamBoxRefineVectorEnv, SamPromptVectorEnv
 
 N = 3
 STOP = 2 * 16 * 16
@@ -28,8 +28,14 @@ action = st.one_of(any_action, st.just(STOP), st.sampled_from([120, 120 + 256]))
 seeds = st.none() | st.integers(0, 2**31) | st.lists(st.integers(0, 2**31), min_size=N, max_size=N)
 
 
-def sync(tiny: dict[str, Any], mode: str, max_episode_steps: int | None, **changes: Any) -> SyncVectorEnv:
-    single = partial(gymnasium.make, "SamPrompt-ISBI-v0", max_episode_steps=max_episode_steps, **{**tiny, **changes})
+PROMPT, REFINE = "SamPrompt-ISBI-v0", "SamBoxRefine-ISBI-v0"
+CLASSES = {PROMPT: SamPromptVectorEnv, REFINE: SamBoxRefineVectorEnv}
+
+
+def sync(
+    tiny: dict[str, Any], mode: str, max_episode_steps: int | None, env_id: str = PROMPT, **changes: Any
+) -> SyncVectorEnv:
+    single = partial(gymnasium.make, env_id, max_episode_steps=max_episode_steps, **{**tiny, **changes})
     return SyncVectorEnv([single] * N, autoreset_mode=AutoresetMode(mode))
 
 
@@ -48,6 +54,7 @@ def roll(env: VectorEnv, seed: Any, actions: list, reset_seed: int) -> list:
     return said
 
 
+@pytest.mark.parametrize("env_id", list(CLASSES))
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=8)
 @given(
@@ -63,28 +70,36 @@ def test_equals_single_environments(
     tiny: dict[str, Any],
     same: Callable[[Any, Any], None],
     mode: str,
+    env_id: str,
     actions: list,
     seed: Any,
     limit: int | None,
     reset_seed: int,
 ) -> None:
     changes = {"max_prompts": 3, "reward": {"iou": 1.0, "hit": 0.1}, "prompt_cost": 0.01}
-    vector = SamPromptVectorEnv(N, autoreset_mode=mode, max_episode_steps=limit, **tiny, **changes)
-    expected = roll(sync(tiny, mode, limit, **changes), seed, actions, reset_seed)
+    if env_id == REFINE:
+        changes["action_mode"] = "discrete"
+        actions = [[9 if one == STOP else one % 9 for one in each] for each in actions]
+    vector = CLASSES[env_id](N, autoreset_mode=mode, max_episode_steps=limit, **tiny, **changes)
+    expected = roll(sync(tiny, mode, limit, env_id, **changes), seed, actions, reset_seed)
     same(roll(vector, seed, actions, reset_seed), expected)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("action_mode", ["point", "box"])
+@pytest.mark.parametrize(("env_id", "action_mode"), [(PROMPT, "point"), (PROMPT, "box"), (REFINE, "continuous")])
 def test_equals_single_environments_with_continuous_actions(
-    tiny: dict[str, Any], same: Callable[[Any, Any], None], mode: str, action_mode: str
+    tiny: dict[str, Any], same: Callable[[Any, Any], None], mode: str, env_id: str, action_mode: str
 ) -> None:
     changes = {"action_mode": action_mode, "max_prompts": 2}
-    vector = SamPromptVectorEnv(N, autoreset_mode=mode, **tiny, **changes)
+    vector = CLASSES[env_id](N, autoreset_mode=mode, **tiny, **changes)
     vector.action_space.seed(1)
     actions = [vector.action_space.sample() for _ in range(7)]
-    assert (np.array(actions)[..., -1] > 0.5).any()  # some stop
-    same(roll(vector, 3, actions, 0), roll(sync(tiny, mode, None, **changes), 3, actions, 0))
+    if env_id == REFINE:
+        for number, each in enumerate(actions):
+            each[number % N] = vector.engine.actions.stop
+    else:
+        assert (np.array(actions)[..., -1] > 0.5).any()  # some stop
+    same(roll(vector, 3, actions, 0), roll(sync(tiny, mode, None, env_id, **changes), 3, actions, 0))
 
 
 @pytest.mark.weights
@@ -131,12 +146,13 @@ def test_mixed_steps_need_one_decode_call(make_vec: Callable[..., VectorEnv], mo
             env.reset(options={"reset_mask": ended})
 
 
+@pytest.mark.parametrize("env_id", list(CLASSES))
 @pytest.mark.parametrize("observation", ["full", "reference"])
 def test_no_full_size_mask_comes_to_the_host(
-    make_vec: Callable[..., VectorEnv], observation: str, monkeypatch: pytest.MonkeyPatch
+    make_vec: Callable[..., VectorEnv], observation: str, env_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step copies small maps and scalars from the device; 512 x 512 and 64 x 64 logits stay there."""
-    env = make_vec(N, observation=observation)
+    """A step copies small maps, scalars and boxes from the device; 512 x 512 and 64 x 64 logits stay there."""
+    env = make_vec(N, env_id, observation=observation)
     env.reset(seed=0)
     copied: list[tuple[int, ...]] = []
     for name in ("cpu", "numpy", "tolist", "__array__"):
@@ -147,11 +163,11 @@ def test_no_full_size_mask_comes_to_the_host(
             return original(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.Tensor, name, recorded)
-    env.step(np.arange(N))
+    env.step(np.arange(N) if env_id == PROMPT else np.ones((N, 4), np.float32))
     monkeypatch.undo()
     assert copied
     maps = (N, 64, 64)
-    assert all(shape == maps or np.prod(shape) <= 3 * N for shape in copied), copied
+    assert all(shape == maps or np.prod(shape) <= (3 if env_id == PROMPT else 4) * N for shape in copied), copied
     assert copied.count(maps) <= 2  # .cpu() and .numpy() of one tensor
 
 

@@ -166,7 +166,7 @@ def test_refuses_other_autoreset_modes(small: dict[str, Any], mode: str) -> None
 
 
 def test_refuses_other_environments(small: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="SamPromptVectorEnv"):
+    with pytest.raises(ValueError, match="vector environment of sam_gym, got CartPoleVectorEnv"):
         SamVecEnv(gymnasium.make_vec("CartPole-v1", num_envs=2))
     env = gymnasium.make_vec(num_envs=2, autoreset_mode="SameStep", **small)
     with pytest.raises(ValueError, match="unwrapped"):

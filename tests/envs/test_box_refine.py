@@ -1,0 +1,597 @@
+"""SamBoxRefine: what its actions do to a box, where an episode begins and ends, and what is seen of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import VectorEnv
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from sam_gym.boxes import clip_box, tight_box
+from sam_gym.envs import SamBoxRefineEnv, SamBoxRefineVectorEnv
+from sam_gym.envs.box_refine import BoxRefineSettings, SideMoves, SideSteps
+from sam_gym.envs.episode import Episodes, view_of
+from sam_gym.envs.rendering import BOX as BOX_COLOUR
+from sam_gym.envs.rendering import CAPTION, CUE
+from sam_gym.sam import PromptBatch, get_backend
+
+ENV_ID = "SamBoxRefine-ISBI-v0"
+REBOX, STOP = 8, 9
+STILL = np.zeros(4, np.float32)
+ROW = np.zeros(1, np.intp)
+BOX = (100, 50, 200, 90)  # 100 px wide, 40 high, in an image of 200 x 300 px
+
+MakeEnv = Callable[..., gymnasium.Env]
+Same = Callable[[Any, Any], None]
+
+sides = st.lists(st.floats(-1, 1, width=32), min_size=4, max_size=4)
+
+
+@pytest.fixture
+def make(make_env: MakeEnv) -> MakeEnv:
+    return lambda **settings: make_env(ENV_ID, **settings).unwrapped
+
+
+def one_episode(box: Any = BOX, size: tuple[int, int] = (200, 300), mask_box: Any = None) -> Episodes:
+    episodes = Episodes.blank(1, 5, 16)
+    episodes.image_size[0] = size
+    episodes.cue[0] = episodes.box[0] = episodes.last_box[0] = box
+    if mask_box is not None:
+        episodes.mask_box[0] = mask_box
+    return episodes
+
+
+def after(mode: SideMoves | SideSteps, action: Any, episodes: Episodes | None = None) -> list[float]:
+    episodes = episodes or one_episode()
+    mode.apply(episodes, ROW, np.array([action]))
+    return episodes.box[0].tolist()
+
+
+def play(env: gymnasium.Env, actions: list, **reset: Any) -> list:
+    return [env.reset(**{"seed": 0, **reset}), *(env.step(action) for action in actions)]
+
+
+# ------------------------------------------------------------------------------------------------- continuous actions
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        ((1, 0, 0, 0), (60, 50, 200, 90)),  # out by 0.4 of the width
+        ((0, 1, 0, 0), (100, 34, 200, 90)),  # and of the height
+        ((0, 0, 1, 0), (100, 50, 240, 90)),
+        ((0, 0, 0, 1), (100, 50, 200, 106)),
+        ((-0.5, -0.5, -0.5, -0.5), (120, 58, 180, 82)),
+        ((1, -0.5, 0.25, 0.06), (60, 58, 210, 90.96)),
+        ((-1, 0, -1, 0), (140, 50, 160, 90)),  # both sides to where a fifth is left
+    ],
+)
+def test_moves_are_shares_of_the_extent_outward(action: tuple, expected: tuple) -> None:
+    assert after(SideMoves(), action) == pytest.approx(expected, abs=1e-4)
+
+
+@given(sides, st.tuples(st.integers(0, 250), st.integers(0, 150), st.integers(1, 50), st.integers(1, 50)))
+def test_moved_boxes_stay_boxes_in_the_image(action: list[float], at: tuple[int, int, int, int]) -> None:
+    x, y, w, h = at
+    episodes = one_episode((x, y, x + w, y + h))
+    x0, y0, x1, y1 = after(SideMoves(), action, episodes)
+    assert 0 <= x0 < x1 <= 300
+    assert 0 <= y0 < y1 <= 200
+    assert min(x1 - x0, y1 - y0) >= 1 - 1e-4
+    stopped = max(map(abs, action)) <= np.float32(0.05)
+    assert bool(episodes.stopped[0]) == stopped
+    assert episodes.prompts[0] == (not stopped)
+    assert episodes.last_box[0].tolist() == [x, y, x + w, y + h]
+
+
+def test_boxes_are_clipped_at_the_border() -> None:
+    assert after(SideMoves(), (1, 1, 1, 1), one_episode((10, 5, 290, 190))) == [0, 0, 300, 200]
+    assert after(SideMoves(), (-1, -1, -1, -1), one_episode((10, 5, 12, 7))) == pytest.approx((10.8, 5.8, 11.8, 6.8))
+
+
+@pytest.mark.parametrize("action", [STILL, np.full(4, 0.05), np.array([0.05, -0.05, 0.0, 0.01])])
+def test_keeping_still_says_stop(action: NDArray) -> None:
+    episodes = one_episode()
+    assert after(SideMoves(), action, episodes) == list(BOX)
+    assert (episodes.stopped[0], episodes.prompts[0], episodes.terminated[0]) == (True, 0, True)
+
+
+@pytest.mark.parametrize("side", range(4))
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_one_side_that_moves_is_a_move(side: int, sign: int) -> None:
+    episodes, action = one_episode(), np.zeros(4)
+    action[side] = sign * 0.06
+    assert after(SideMoves(), action, episodes) != list(BOX)
+    assert (episodes.stopped[0], episodes.prompts[0]) == (False, 1)
+
+
+@given(st.tuples(st.integers(40, 110), st.integers(40, 60), st.integers(20, 70), st.integers(20, 70)), sides)
+def test_toward_gives_the_action_that_made_a_box(at: tuple[int, int, int, int], action: list[float]) -> None:
+    x, y, w, h = at
+    box = np.array([[x, y, x + w, y + h]], np.float32)
+    episodes = one_episode(box[0], (400, 400))
+    episodes.stopped[0] = False
+    SideMoves().apply(episodes, ROW, np.array([action], np.float32))
+    found = SideMoves().toward(box, episodes.box)[0]
+    expected = np.where(episodes.stopped[0], 0, np.array(action, np.float32))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    far = SideMoves().toward(box, box + np.float32([-300, 300, 300, -300]))[0]
+    assert far.tolist() == [1, -1, 1, -1]
+
+
+# --------------------------------------------------------------------------------------------------- discrete actions
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        (0, (90, 50, 200, 90)),
+        (1, (100, 46, 200, 90)),
+        (2, (100, 50, 210, 90)),
+        (3, (100, 50, 200, 94)),
+        (4, (110, 50, 200, 90)),
+        (5, (100, 54, 200, 90)),
+        (6, (100, 50, 190, 90)),
+        (7, (100, 50, 200, 86)),
+        (REBOX, (30, 20, 44, 61)),
+        (STOP, BOX),
+    ],
+)
+def test_steps_of_sides(action: int, expected: tuple) -> None:
+    episodes = one_episode(mask_box=(30, 20, 44, 61))
+    assert after(SideSteps(), action, episodes) == pytest.approx(expected, abs=1e-4)
+    assert episodes.stopped[0] == (action == STOP)
+    assert episodes.prompts[0] == (action != STOP)
+
+
+def test_steps_are_clipped_at_the_border() -> None:
+    near = (3, 2, 290, 199)
+    assert [after(SideSteps(), side, one_episode(near))[side] for side in range(4)] == [0, 0, 300, 200]
+    assert after(SideSteps(), 4, one_episode((7, 7, 8, 8))) == pytest.approx((7.1, 7, 8.1, 8))  # a pixel is the least
+
+
+def test_re_boxing_an_empty_mask_goes_back() -> None:
+    episodes = one_episode()
+    assert after(SideSteps(), REBOX, episodes) == list(BOX)  # there was no other box
+    moved = after(SideSteps(), 0, episodes)
+    assert after(SideSteps(), REBOX, episodes) == list(BOX)
+    assert after(SideSteps(), REBOX, episodes) == moved
+    assert episodes.prompts[0] == 4
+
+
+@st.composite
+def some_episode(draw: st.DrawFn) -> Episodes:
+    """A box in a small image, often at its border or a pixel small; its mask is empty, its own box, or another."""
+    height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    corners = st.lists(st.floats(-10, 50, width=32), min_size=4, max_size=4)
+    episodes = one_episode((0, 0, 1, 1), (height, width))
+    episodes.last_box[0], episodes.box[0] = (clip_box(np.array(draw(corners)), (height, width)) for _ in range(2))
+    kind = draw(st.sampled_from(["empty", "own", "other"]))
+    if kind != "empty":
+        episodes.mask_box[0] = episodes.box[0] if kind == "own" else clip_box(np.array(draw(corners)), (height, width))
+    if draw(st.booleans()):
+        episodes.last_box[0] = episodes.box[0]
+    return episodes
+
+
+@given(some_episode())
+def test_masks_forbid_exactly_what_changes_nothing(episodes: Episodes) -> None:
+    mode = SideSteps()
+    allowed = mode.masks(episodes)
+    assert allowed.shape == (1, 10)
+    assert allowed[0, STOP]
+    for action in range(9):
+        trial = copy.deepcopy(episodes)
+        mode.apply(trial, ROW, np.array([action]))
+        assert allowed[0, action] == (trial.box[0] != episodes.box[0]).any(), action
+
+
+def test_masks_of_several_episodes_are_their_own() -> None:
+    rows = [one_episode((0, 0, 300, 200)), one_episode(mask_box=BOX), one_episode(mask_box=(1, 2, 3, 4))]
+    together = Episodes.blank(3, 5, 16)
+    for i, one in enumerate(rows):
+        together.put(np.array([i]), one)
+    masks = SideSteps().masks(together)
+    np.testing.assert_array_equal(masks, [SideSteps().masks(one)[0] for one in rows])
+    assert [np.flatnonzero(~row).tolist() for row in masks] == [[0, 1, 2, 3, REBOX], [REBOX], []]
+
+
+@pytest.mark.parametrize(
+    ("action_mode", "action"),
+    [
+        ("discrete", 10),
+        ("discrete", -1),
+        ("discrete", 3.0),
+        ("discrete", True),
+        ("discrete", None),
+        ("continuous", [0.0, 0.0, 1.0]),
+        ("continuous", [0.0, 0.0, 0.0, 1.01]),
+        ("continuous", [float("nan"), 0.0, 0.0, 0.0]),
+        ("continuous", 3),
+    ],
+)
+def test_impossible_actions(make: MakeEnv, same: Same, action_mode: str, action: Any) -> None:
+    """Refused with the action in the message, and without a trace."""
+    env, twin = (make(action_mode=action_mode) for _ in range(2))
+    env.reset(seed=0)
+    twin.reset(seed=0)
+    with pytest.raises(ValueError, match="action") as raised:
+        env.step(action)
+    assert str(action) in str(raised.value)
+    sample = twin.action_space.sample()
+    same(env.step(sample), twin.step(sample))
+
+
+def test_action_masks_belong_to_discrete_actions(make: MakeEnv) -> None:
+    env = make()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="not for 'continuous'"):
+        env.action_masks()
+
+
+# ----------------------------------------------------------------------------------------------------------- episodes
+
+
+def test_starting_state(make: MakeEnv) -> None:
+    env = make()
+    observation, info = env.reset(seed=0)
+    assert observation in env.observation_space
+    assert sorted(info) == ["dice", "image", "iou", "object", "prompts", "source"]
+    assert (info["prompts"], info["source"]) == (0, "isbi2012")
+    assert observation["state"][[0, 4]].tolist() == [1.0, 0.0]
+    episodes = env.engine.episodes
+    np.testing.assert_array_equal(episodes.box, episodes.cue)
+    np.testing.assert_array_equal(episodes.view[0], view_of(episodes.cue[0], 2.4))
+
+
+@pytest.mark.parametrize(("action_mode", "move"), [("continuous", np.full(4, 0.3, np.float32)), ("discrete", 4)])
+def test_the_budget_terminates(make: MakeEnv, action_mode: str, move: Any) -> None:
+    env = make(action_mode=action_mode, max_prompts=3)
+    said = play(env, [move] * 3)
+    assert [step[2:4] for step in said[1:]] == [(False, False), (False, False), (True, False)]
+    np.testing.assert_allclose([reply[0]["state"][0] for reply in said], [1, 2 / 3, 1 / 3, 0], atol=1e-6)
+    assert [reply[-1]["prompts"] for reply in said] == [0, 1, 2, 3]
+    with pytest.raises(ResetNeeded):
+        env.step(move)
+
+
+@pytest.mark.parametrize(
+    ("action_mode", "move", "stop"),
+    [("continuous", np.full(4, 0.3, np.float32), STILL), ("discrete", 4, STOP)],
+)
+def test_stop_terminates_and_changes_no_mask(make: MakeEnv, action_mode: str, move: Any, stop: Any) -> None:
+    env = make(action_mode=action_mode, prompt_cost=0.5)
+    env.reset(seed=0)
+    moved = env.step(move)
+    calls = env.engine.backend.decoder_calls
+    observation, reward, terminated, truncated, info = env.step(stop)
+    assert (reward, terminated, truncated) == (0.0, True, False)  # stopping is no prompt and costs nothing
+    assert info == moved[-1]
+    np.testing.assert_array_equal(observation["maps"], moved[0]["maps"])
+    assert env.engine.backend.decoder_calls == calls
+
+
+@pytest.mark.parametrize("reward", ["iou", "dice"])
+@pytest.mark.parametrize("action_mode", ["continuous", "discrete"])
+def test_rewards_sum_to_what_was_gained(make: MakeEnv, reward: str, action_mode: str) -> None:
+    env = make(action_mode=action_mode, reward=reward)
+    rng = np.random.default_rng(0)
+    actions = list(rng.uniform(-1, 1, (5, 4)).astype(np.float32)) if action_mode == "continuous" else [0, 5, 2, 8, 7]
+    first, *steps = play(env, actions, seed=3)
+    assert sum(step[1] for step in steps) == pytest.approx(steps[-1][-1][reward] - first[-1][reward], abs=1e-12)
+    assert any(step[1] != 0 for step in steps)
+    assert all(type(step[1]) is float for step in steps)
+    assert steps[-1][2]
+
+
+def test_prompts_cost_and_boxes_hit_nothing(make: MakeEnv) -> None:
+    free, dear = (play(make(action_mode="discrete", prompt_cost=c), [0, 5, STOP], seed=3) for c in (0.0, 0.25))
+    difference = [a[1] - b[1] for a, b in zip(free[1:], dear[1:], strict=True)]
+    assert difference == pytest.approx([0.25, 0.25, 0.0])
+    assert [step[1] for step in play(make(action_mode="discrete", reward="hit"), [0, 5, REBOX])[1:]] == [0.0] * 3
+
+
+def test_sam_is_prompted_with_the_box_alone(make: MakeEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make(action_mode="discrete")
+    sent: list[PromptBatch] = []
+    decode = env.engine.backend.decode
+    monkeypatch.setattr(env.engine.backend, "decode", lambda e, p, **more: (sent.append(p), decode(e, p, **more))[1])
+    env.reset(seed=2)
+    boxes = [env.engine.episodes.box[0].copy()]
+    for action in (0, 7, REBOX):
+        env.step(action)
+        boxes.append(env.engine.episodes.box[0].copy())
+    assert len(sent) == 4
+    for batch, box in zip(sent, boxes, strict=True):
+        np.testing.assert_array_equal(batch.boxes, [box])
+        assert (batch.labels == -1).all()
+        assert not batch.has_mask.any()
+
+
+def test_a_box_has_one_mask_however_it_was_reached(make: MakeEnv) -> None:
+    """To the last bit: nothing of the episode before it is fed back."""
+    direct, there, back = (make(action_mode="discrete") for _ in range(3))
+    direct.reset(options={"image": 0, "object": 5, "cue": (90, 100, 200, 220)})
+    there.reset(options={"image": 0, "object": 5, "cue": (100, 100, 200, 220)})
+    first = there.step(0)
+    back.reset(options={"image": 0, "object": 5, "cue": (90, 100, 200, 220)})
+    back.engine.episodes.mask_box[0] = np.nan  # as if its mask were empty: re-boxing goes back
+    back.step(7)
+    back.engine.episodes.mask_box[0] = np.nan
+    last = back.step(REBOX)
+    for other in (there, back):
+        assert other.engine.episodes.box[0].tolist() == [90, 100, 200, 220]
+        assert other.engine._logits.equal(direct.engine._logits)
+    assert first[-1]["iou"] == last[-1]["iou"] == direct.engine.info(0)["iou"]
+    backend = get_backend("tiny_random", "cpu")
+    embedding = backend.encode([direct.engine.data.image(0)])
+    alone = backend.decode(embedding, PromptBatch.from_lists(boxes=[(90, 100, 200, 220)]))
+    assert alone.logits[:, 0].equal(direct.engine._logits)
+
+
+def test_re_boxing_takes_the_tight_box_of_sams_mask(make: MakeEnv, answer: Callable) -> None:
+    env = make(action_mode="discrete", max_prompts=9)
+    seen: list[list[float]] = []
+    masks = iter([(40, 60, 140, 100), (40, 61, 139, 100), None, (1, 2, 3, 4), (30, 40, 50, 70)])
+
+    def respond(box: NDArray) -> NDArray[np.bool_]:
+        seen.append(box.tolist())
+        mask, corners = np.zeros((512, 512), np.bool_), next(masks)
+        if corners is not None:
+            mask[corners[1] : corners[3], corners[0] : corners[2]] = True
+        return mask
+
+    answer(env, respond)
+    env.reset(seed=0, options={"image": 0, "cue": (50, 50, 150, 110)})
+    for _ in range(4):
+        assert env.action_masks()[REBOX]
+        observation = env.step(REBOX)[0]
+    boxes = [(50, 50, 150, 110), (40, 60, 140, 100), (40, 61, 139, 100), (40, 60, 140, 100), (1, 2, 3, 4)]
+    assert seen == [list(box) for box in boxes]  # the third mask is empty, which goes back to the second box
+    left, top, side = env.engine.episodes.view[0]
+    assert observation["state"][9:] == pytest.approx(
+        np.clip([(30 - left) / side, (40 - top) / side, (50 - left) / side, (70 - top) / side], 0, 1), abs=1e-6
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- starting boxes
+
+
+def size_errors(env: gymnasium.Env, count: int, **options: Any) -> NDArray[np.float64]:
+    """|width / true width - 1| of drawn cues, of objects so far from the border that nothing is clipped."""
+    engine, rng, found = env.engine, np.random.default_rng(0), []
+    while len(found) < count:
+        pose = engine.pose(rng, options)
+        tight = engine.data.objects.box[engine.data.find(pose.image, pose.object_id)]
+        width, height = tight[2:] - tight[:2]
+        if (
+            tight - (width, height, -width, -height) == np.clip(tight - (width, height, -width, -height), 0, 512)
+        ).all():
+            np.testing.assert_allclose((pose.cue[:2] + pose.cue[2:]) / 2, (tight[:2] + tight[2:]) / 2, atol=1e-3)
+            found.append(abs((pose.cue[2] - pose.cue[0]) / width - 1))
+    return np.array(found)
+
+
+def test_errors_are_drawn_evenly_up_to_the_largest(make: MakeEnv) -> None:
+    errors = size_errors(make(), 400)
+    assert errors.max() == pytest.approx(0.4, abs=0.02)
+    assert errors.mean() == pytest.approx(0.2, abs=0.02)
+    assert np.histogram(errors, 4, (0, 0.4))[0].min() > 70
+    assert size_errors(make(max_box_error=0.1), 50).max() == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_given_error_is_every_cues(make: MakeEnv) -> None:
+    np.testing.assert_allclose(size_errors(make(box_error=0.3), 30), 0.3, atol=1e-4)
+    np.testing.assert_allclose(size_errors(make(box_error=0.0), 30), 0.0, atol=1e-4)
+    for env in (make(), make(box_error=0.3)):
+        np.testing.assert_allclose(size_errors(env, 30, error=0.15), 0.15, atol=1e-4)
+        np.testing.assert_allclose(size_errors(env, 30, error=0), 0.0, atol=1e-4)
+
+
+def test_sides_are_wrong_by_themselves(make: MakeEnv) -> None:
+    engine = make(box_error=0.2, size_error="sides").engine
+    rng, moved = np.random.default_rng(0), []
+    for _ in range(40):
+        pose = engine.pose(rng)
+        tight = engine.data.objects.box[engine.data.find(pose.image, pose.object_id)]
+        if 20 < tight.min() and tight.max() < 490:
+            moved.append((pose.cue - tight) / np.tile(tight[2:] - tight[:2], 2))
+    np.testing.assert_allclose(np.abs(moved), 0.1, atol=1e-3)
+    assert len(np.unique(np.sign(moved), axis=0)) > 6
+
+
+def test_posed_cases(make: MakeEnv) -> None:
+    env = make()
+    data, episodes = env.engine.data, env.engine.episodes
+    row = len(data.objects) // 2
+    index, wanted = int(data.objects.image_index[row]), int(data.objects.object_id[row])
+    info = env.reset(options={"image": data.image_ids[index], "object": wanted, "error": 0.25})[1]
+    assert (info["image"], info["object"]) == (data.image_ids[index], wanted)
+    np.testing.assert_array_equal(env.engine.truth(0), data.mask(index, wanted))
+    env.reset(options={"cue": (-20, 30.5, 40, 60)})
+    assert episodes.cue[0].tolist() == episodes.box[0].tolist() == [0, 30.5, 40, 60]
+    boxes = {tuple(env.reset(seed=s, options={"image": index, "object": wanted, "error": 0.25}) and episodes.cue[0])
+             for s in range(12)}  # fmt: skip
+    assert len(boxes) == 2  # too large or too small
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"errors": 0.1}, r"unknown reset options \['errors'\]; known are 'image', 'object', 'cue' and 'error'"),
+        ({"error": 0.1, "cue": (1, 2, 30, 40)}, r"'cue' is the box itself; leave out \['error'\]"),
+        ({"error": -0.1}, r"reset option 'error' is a relative error of the box's size in 0\.\.0\.9, got -0\.1"),
+        ({"error": 1.0}, "got 1.0"),
+        ({"error": float("nan")}, "got nan"),
+        ({"error": "much"}, "got 'much'"),
+        ({"error": (0.1, 0.2)}, r"got \(0\.1, 0\.2\)"),
+        ({"object": 3}, "'object' needs 'image'"),
+        ({"image": 2}, r"images 0\.\.1, not 2"),
+        ({"cue": (5, 2, 3, 9)}, r"got \(5, 2, 3, 9\)"),
+    ],
+)
+def test_bad_reset_options_are_named(make: MakeEnv, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make().reset(options=options)
+
+
+def test_sam_prompt_knows_no_error(make_env: MakeEnv) -> None:
+    with pytest.raises(ValueError, match=r"unknown reset options \['error'\]; known are 'image', 'object' and 'cue'"):
+        make_env().reset(options={"error": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"box_error": -0.1}, ValueError, r"box_error is a relative error of the box's size in 0\.\.0\.9, got -0\.1"),
+        ({"box_error": 1.0}, ValueError, "got 1.0"),
+        ({"box_error": float("nan")}, ValueError, "got nan"),
+        ({"box_error": "0.1"}, ValueError, "got '0.1'"),
+        ({"max_box_error": 0.95}, ValueError, r"max_box_error=0\.95 is outside 0\.\.0\.9"),
+        ({"max_box_error": float("nan")}, ValueError, "max_box_error=nan"),
+        ({"size_error": "corners"}, ValueError, "size_error 'corners' is unknown; choose from isotropic, sides"),
+        ({"action_mode": "grid"}, ValueError, "'grid' is unknown; choose 'continuous' or 'discrete'"),
+        ({"box_noise": 0.1}, TypeError, "unknown argument 'box_noise'"),
+        ({"box_eror": 0.1}, TypeError, "did you mean 'box_error'"),
+        ({"max_prompts": 0}, ValueError, "max_prompts=0"),
+        ({"observation": "short"}, ValueError, "observation 'short' is unknown"),
+    ],
+)
+def test_bad_settings_are_named(tiny: dict[str, Any], settings: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        SamBoxRefineEnv(**{**tiny, **settings})
+
+
+def test_the_rules_hold_what_shapes_an_episode() -> None:
+    rules = BoxRefineSettings(box_error=0.2, size_error="sides", checkpoint="tiny_random").rules()
+    assert rules == {
+        "action_mode": "continuous", "grid": 16, "max_prompts": 5, "view_scale": 2.4,
+        "box_error": 0.2, "max_box_error": 0.4, "size_error": "sides",
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- observations
+
+
+def shown(box: NDArray, view: NDArray) -> NDArray[np.uint8]:
+    """(64, 64): 255 where the centre of a map pixel lies in the box."""
+    left, top, side = (float(v) for v in view)
+    at = (np.arange(64) + 0.5) / 64 * side
+    across = (left + at >= box[0]) & (left + at < box[2])
+    down = (top + at >= box[1]) & (top + at < box[3])
+    return (down[:, None] & across[None]) * np.uint8(255)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_observations_by_hand(make: MakeEnv, seed: int) -> None:
+    env = make(max_prompts=4)
+    engine = env.engine
+    rng = np.random.default_rng(seed)
+    observation, _ = env.reset(seed=seed)
+    before = np.zeros((64, 64))
+    for step in range(4):
+        view, box = engine.episodes.view[0], engine.episodes.box[0]
+        left, top, side = (float(v) for v in view)
+        maps, state = observation["maps"], observation["state"]
+        assert (maps.shape, state.shape) == ((6, 64, 64), (13,))
+        np.testing.assert_array_equal(maps[4], shown(engine.episodes.cue[0], view))
+        np.testing.assert_array_equal(maps[5], shown(box, view))
+        mask = tight_box(engine.mask(0))
+        assert mask is not None, "this seed shows too little"
+        shares = np.clip((np.concatenate([box, mask]) - [left, top] * 4) / side, 0, 1)
+        assert state[5:] == pytest.approx(shares, abs=1e-5)
+        change = 0 if step == 0 else np.abs(maps[3] - before).mean() / 255
+        expected = [1 - step / 4, maps[3].mean() / 255, side / 512, change]
+        assert state[[0, 2, 3, 4]] == pytest.approx(expected, abs=1e-5)
+        before = maps[3].astype(float)
+        observation = env.step(rng.uniform(0.1, 0.6, 4).astype(np.float32))[0]
+    assert (observation["maps"][5] != observation["maps"][4]).any()
+
+
+def test_an_empty_mask_is_seen_as_zeros(make: MakeEnv, answer: Callable) -> None:
+    env = make()
+    answer(env, lambda box: np.zeros((512, 512), np.bool_))
+    observation, info = env.reset(seed=0)
+    assert info["iou"] == 0
+    assert observation["state"][9:].tolist() == [0] * 4
+    assert observation["state"][5:9].any()
+    assert observation in env.observation_space
+
+
+# -------------------------------------------------------------------------------------- seeds, vectors, specs, pictures
+
+
+def test_seeds_decide_everything(make: MakeEnv, same: Same) -> None:
+    actions = list(np.random.default_rng(0).uniform(-1, 1, (3, 4)).astype(np.float32))
+    same(play(make(), actions, seed=5), play(make(), actions, seed=5))
+    assert len({play(make(), [], seed=seed)[0][1]["object"] for seed in range(4)}) > 1
+
+
+def test_a_copy_in_mid_episode_goes_on_equally(make: MakeEnv, same: Same) -> None:
+    env = make(action_mode="discrete")
+    play(env, [0, 5], seed=2)
+    twin = copy.deepcopy(env)
+    same(env.step(REBOX), twin.step(REBOX))
+    same(env.action_masks(), twin.action_masks())
+    same(env.reset(), twin.reset())
+
+
+def test_options_by_row(make_vec: Callable[..., VectorEnv]) -> None:
+    env = make_vec(3, ENV_ID)
+    objects = env.engine.data.objects
+    inner = np.flatnonzero((objects.box.min(axis=1) > 100) & (objects.box.max(axis=1) < 400))[:3]
+    tight = objects.box[inner]
+    assert (tight[:, 2:] - tight[:, :2]).max() < 200
+    options = {"image": objects.image_index[inner].tolist(), "object": objects.object_id[inner].tolist()}
+    env.reset(seed=0, options={**options, "error": [0.0, 0.1, 0.4]})
+    width = env.engine.episodes.cue[:, 2] - env.engine.episodes.cue[:, 0]
+    np.testing.assert_allclose(np.abs(width / (tight[:, 2] - tight[:, 0]) - 1), [0, 0.1, 0.4], atol=1e-4)
+    env.reset(seed=0, options={**options, "error": 0.2})
+    width = env.engine.episodes.cue[:, 2] - env.engine.episodes.cue[:, 0]
+    np.testing.assert_allclose(np.abs(width / (tight[:, 2] - tight[:, 0]) - 1), 0.2, atol=1e-4)
+    with pytest.raises(ValueError, match="'error' has 2 entries for 3"):
+        env.reset(options={"error": [0.1, 0.2]})
+    with pytest.raises(ValueError, match="leave out"):
+        env.reset(options={"error": 0.1, "cue": (1, 2, 30, 40)})
+
+
+def test_specs_survive_json(make_env: MakeEnv, make_vec: Callable[..., VectorEnv], same: Same) -> None:
+    env = make_env(ENV_ID, action_mode="discrete", box_error=0.25, size_error="sides", max_prompts=2)
+    twin = gymnasium.make(EnvSpec.from_json(env.spec.to_json()))
+    same(play(env, [7, REBOX]), play(twin, [7, REBOX]))
+    vector = make_vec(2, ENV_ID, autoreset_mode="SameStep", box_error=None)
+    assert isinstance(vector, SamBoxRefineVectorEnv)
+    text = vector.spec.to_json()
+    assert json.loads(text)["kwargs"]["autoreset_mode"] == "SameStep"
+    same(vector.reset(seed=4), gymnasium.make_vec(EnvSpec.from_json(text), num_envs=2).reset(seed=4))
+
+
+def test_pictures_show_the_box_where_it_is(make: MakeEnv) -> None:
+    env = make(render_mode="rgb_array", action_mode="discrete")
+    env.reset(seed=1, options={"image": 0, "cue": (100, 100, 200, 180)})
+    frames = [env.render()]
+    assert frames[0].shape == (512, 448, 3)
+    assert frames[0].dtype == np.uint8
+    for action in (2, 3, STOP):
+        env.step(action)
+        frames.append(env.render())
+    for i, one in enumerate(frames):
+        assert not any((one == other).all() for other in frames[:i])
+    view = env.engine.episodes.view[0]
+    corner, side = view[:2] - 0.075 * view[2], 1.15 * view[2]  # of what is shown
+    for frame, box in zip(frames[1:3], ((100, 100, 210, 180), (100, 100, 210, 188)), strict=True):
+        rows, columns = np.nonzero((frame[CAPTION:] == BOX_COLOUR).all(axis=-1))
+        expected = (np.array(box).reshape(2, 2) - corner) / side * 448
+        assert [columns.min(), rows.min(), columns.max(), rows.max()] == pytest.approx(expected.ravel(), abs=2)
+        assert (frame[CAPTION:] == CUE).all(axis=-1).any()  # where it began is still seen
+    assert not (frames[0][CAPTION:] == BOX_COLOUR).all(axis=-1).any()
