@@ -2,6 +2,7 @@
 
     python agents/train_ppo.py                                  the default agent on SamPrompt-ISBI-v0
     python agents/train_ppo.py --env SamPrompt-Synthetic-v0     on generated sections, with nothing downloaded
+    python agents/train_ppo.py --env SamBoxRefine-ISBI-v0       move the sides of boxes instead of clicking
     python agents/train_ppo.py --clone-steps 0 --ppo-steps 8000 PPO from scratch
     python agents/train_ppo.py --resume runs/NAME               go on where an interrupted run stopped
 

@@ -142,7 +142,8 @@ class IterativeBox:
     Where the published description is silent: masks are binary; the box is the one fed last; `max_prompts` of the
     environment is the cap; a rectangle that was fed before in the episode ends it, since a frozen SAM would go round
     from there; an empty mask has no rectangle, and the mask before it is the result, for which the box before it is
-    decoded again, and counted. It needs action_mode="discrete" of SamBoxRefine.
+    decoded again, and counted (at the cap nothing is left for that, and the empty mask stands). It needs
+    action_mode="discrete" of SamBoxRefine.
 
     Args:
         threshold: Change rate at which it stops; .05 as published.
@@ -152,7 +153,6 @@ class IterativeBox:
         self.threshold = threshold
         self._masks: dict[int, NDArray[np.bool_]] = {}
         self._fed: dict[int, list[tuple[float, ...]]] = {}
-        self._came_back: dict[int, bool] = {}
 
     def __call__(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray:
         """See `Prompter`."""
@@ -166,18 +166,14 @@ class IterativeBox:
         before = None if first else self._masks[row]
         self._masks[row] = mask
         if first:
-            self._fed[row], self._came_back[row] = [], False
+            self._fed[row] = []
         self._fed[row].append(tuple(box.tolist()))
         rectangle = tight_box(mask)
-        if rectangle is None:  # back to the mask before it, which was not empty; the first one has none before it
-            self._came_back[row] = not first
+        if rectangle is None:  # back to the mask before it, whose rectangle was fed, so that it ends there
             return not first
-        if self._came_back[row]:
-            return False
-        if before is not None:
-            if change_rate(mask, before, box) <= self.threshold or tuple(rectangle.tolist()) in self._fed[row]:
-                return False
-        return True
+        if before is None:
+            return True
+        return change_rate(mask, before, box) > self.threshold and tuple(rectangle.tolist()) not in self._fed[row]
 
 
 def change_rate(mask: NDArray[np.bool_], before: NDArray[np.bool_], box: NDArray[np.float32]) -> float:

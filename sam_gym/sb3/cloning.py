@@ -140,7 +140,7 @@ class Cloner:
         episode = np.arange(n)
         for _ in range(settings.round_steps):
             targets, allowed = self.teacher.label(observations, env)
-            actions = self.teacher.act(targets, rng)
+            actions = self.teacher.act(targets)
             own = rng.random(n) < own_share
             if own.any():
                 actions = actions.copy()

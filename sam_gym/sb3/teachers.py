@@ -35,7 +35,7 @@ class Teacher(ABC):
         """Targets (N, A) of all rows, and which actions are allowed, (N, A) or (N, 1)."""
 
     @abstractmethod
-    def act(self, targets: NDArray, rng: np.random.Generator) -> NDArray:
+    def act(self, targets: NDArray) -> NDArray:
         """The teacher's own actions."""
 
     @abstractmethod
@@ -69,7 +69,7 @@ class ClickTeacher(Teacher):
         scores = [click_scores(env.engine, row) for row in range(env.num_envs)]
         return np.stack([click_target(s, a, self.sharpness) for s, a in zip(scores, allowed, strict=True)]), allowed
 
-    def act(self, targets: NDArray, rng: np.random.Generator) -> NDArray:
+    def act(self, targets: NDArray) -> NDArray:
         """The likeliest."""
         return targets.argmax(axis=1)
 
@@ -103,17 +103,13 @@ class BoxTeacher(Teacher):
 
     measure = "error_of_moves"
 
-    spread = 0.2
-    """The teacher itself misses by up to this, so that boxes of many sizes are seen: one that hits at once would make
-    every other state one in which nothing is to do, and the median of all is then not to move."""
-
     def label(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> tuple[NDArray, NDArray[np.bool_]]:
         """See `Teacher.label`."""
         return oracle_box(observations, env), np.ones((env.num_envs, 1), np.bool_)
 
-    def act(self, targets: NDArray, rng: np.random.Generator) -> NDArray:
-        """The moves, each side off by U(-spread, spread)."""
-        return np.clip(targets + rng.uniform(-self.spread, self.spread, targets.shape), -1, 1).astype(np.float32)
+    def act(self, targets: NDArray) -> NDArray:
+        """The moves themselves, so that about every other state is one in which nothing is to do."""
+        return targets
 
     def own(self, policy: Any, observations: dict[str, NDArray], allowed: NDArray[np.bool_]) -> NDArray:
         """See `Teacher.own`."""

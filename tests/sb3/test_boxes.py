@@ -86,14 +86,6 @@ def test_labels_are_the_oracles_moves(boxes: dict[str, Any]) -> None:
     assert allowed.all()
 
 
-def test_the_teacher_seldom_hits_at_once(boxes: dict[str, Any]) -> None:
-    targets = np.zeros((1000, 4), np.float32)
-    actions = BoxTeacher().act(targets, np.random.default_rng(0))
-    still = (np.abs(actions) <= 0.05).all(axis=1)
-    assert still.mean() < 0.01
-    assert np.abs(actions).max() <= BoxTeacher.spread
-
-
 def test_nobody_teaches_discrete_moves(boxes: dict[str, Any]) -> None:
     env = vector(boxes, action_mode="discrete")
     with pytest.raises(ValueError, match="nobody to clone for action_mode='discrete'"):
