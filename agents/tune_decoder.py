@@ -95,9 +95,11 @@ def tune(arguments: Arguments, out: Path) -> None:
     state = out.with_suffix(".state")
     state.parent.mkdir(parents=True, exist_ok=True)
     tuner = Tuner(arguments.checkpoint, data, settings, backend, state)
-    with progress_bar("encoding", len(data.image_ids), "image") as bar:
-        for index in range(len(data.image_ids)):
-            backend.encode([data.image(index)])
+    splits = (data, load_data(arguments.dataset, "val", arguments.data))
+    images = [split.image(index) for split in splits for index in range(len(split.image_ids))]
+    with progress_bar("encoding", len(images), "image") as bar:
+        for image in images:
+            backend.encode([image])
             bar.update()
     last_stored = time.monotonic()
     recent: float | None = None
@@ -128,7 +130,7 @@ def report(arguments: Arguments, out: Path) -> None:
     import gymnasium
 
     import sam_gym  # noqa: F401  registers the ids
-    from sam_gym.evaluation import encode_images, evaluate
+    from sam_gym.evaluation import evaluate
     from sam_gym.prompters import box_only
     from sam_gym.registration import DATASETS
 
@@ -142,7 +144,6 @@ def report(arguments: Arguments, out: Path) -> None:
                 autoreset_mode="Disabled", checkpoint=checkpoint, box_error=error, size_error=arguments.size_error,
                 data=arguments.data, device=arguments.device, precision=arguments.precision,
             )  # fmt: skip
-            encode_images([env])
             record = evaluate(box_only, name, env, max_objects=arguments.eval_objects, progress=False)
             values.append(f"{record.curve[0]:.3f} at {error:.0%}")
         print(f"{name:>7}: {', '.join(values)}")

@@ -136,7 +136,7 @@ class SamPromptEnv(EngineEnv):
     | `view_scale`   | 1.7           | side of the view over the cue's longer side                          |
     | `reward`       | "iou"         | see Rewards                                                          |
     | `prompt_cost`  | 0.0           | see Rewards                                                          |
-    | `min_area`, `max_area` | 200, 60000 | objects outside these areas (in px) are left out                 |
+    | `min_area`, `max_area` | 200, 60000 | objects outside these areas (in px) are left out; DSB's from 50     |
     | `render_mode`  | None          | "rgb_array": image, mask, outline of the truth, clicks, IoU, step    |
 
     ## Vectorized environment
