@@ -17,6 +17,7 @@ from torch import Tensor
 from sam_gym.envs.episode import GridActions
 from sam_gym.envs.observations import observation_space
 from sam_gym.envs.references import observation_space as reference_space
+from sam_gym.envs.sights import Clicks
 from sam_gym.sb3 import ModelPrompter, SamVecEnv, SpatialPolicy
 from sam_gym.sb3.policy import ActionHead
 
@@ -204,7 +205,7 @@ def test_references_learn_what_full_observations_learn(small: dict[str, Any], tm
 
 def test_a_rollout_of_references_takes_little_memory() -> None:
     """16 environments x 128 steps: at most 16 MB, observations, action masks and all."""
-    space = reference_space(5)
+    space = reference_space(Clicks(), 5)
     buffer = MaskableDictRolloutBuffer(128, space, spaces.Discrete(STOP + 1), device="cpu", n_envs=16)
     arrays = [*buffer.observations.values(), *(a for a in vars(buffer).values() if isinstance(a, np.ndarray))]
     assert buffer.action_masks.nbytes > 0
@@ -212,7 +213,7 @@ def test_a_rollout_of_references_takes_little_memory() -> None:
 
 
 def test_size() -> None:
-    policy = SpatialPolicy(observation_space(256, G), spaces.Discrete(STOP + 1), lambda _: 1e-3)
+    policy = SpatialPolicy(observation_space(256, G, 2, 0), spaces.Discrete(STOP + 1), lambda _: 1e-3)
     assert sum(weights.numel() for weights in policy.parameters()) == 175_844
 
 
@@ -226,4 +227,4 @@ def test_begins_near_uniform_choice(small: dict[str, Any]) -> None:
 @pytest.mark.parametrize("space", [spaces.Box(-1, 1, (4,)), spaces.Discrete(STOP), spaces.Discrete(2 * 8 * 8 + 1)])
 def test_refuses_other_actions(space: spaces.Space) -> None:
     with pytest.raises(ValueError, match=r"Discrete\(513\) is needed, got"):
-        SpatialPolicy(observation_space(32, G), space, lambda _: 1e-3)
+        SpatialPolicy(observation_space(32, G, 2, 0), space, lambda _: 1e-3)

@@ -92,15 +92,21 @@ def test_nobody_teaches_discrete_moves(boxes: dict[str, Any]) -> None:
         teacher_of(env, 3.0)
 
 
-def test_cloning_moves_boxes_towards_objects(boxes: dict[str, Any], tmp_path: Path) -> None:
-    """The boxes of one object over and over: the moves come nearer to the teacher's."""
-    env = vector(boxes, 8, min_area=2000)
+def test_cloning_learns_to_move(boxes: dict[str, Any], tmp_path: Path) -> None:
+    """Of a few states it learns by heart how the box is to be moved, far better than by not moving it."""
+    env = vector(boxes, 4, box_error=0.4)
     model = model_of(boxes)
-    settings = CloneSettings(total_timesteps=192, round_steps=8, gradient_steps=60, batch_size=32, learning_rate=2e-3)
+    settings = CloneSettings(total_timesteps=16, round_steps=4, gradient_steps=150, batch_size=16, learning_rate=2e-3)
     cloner = Cloner(model.policy, env, settings, tmp_path, seed=0, gamma=0.99, reward_scale=10.0)
-    errors: list[float] = []
-    cloner.run(lambda _, losses: errors.append(losses["error_of_moves"]))
-    assert errors[-1] < 0.8 * errors[0]
+    cloner.run(lambda *_: None)
+    (samples,) = cloner._data
+    observations = {
+        "maps": samples.maps,
+        "state": samples.state,
+        "embedding": samples.embedding[samples.episode].astype(np.float32),
+    }
+    moves, _ = model.policy.predict(observations, deterministic=True)
+    assert np.abs(moves - samples.target).mean() < 0.6 * np.abs(samples.target).mean()
 
 
 # ---------------------------------------------------------------------------------------------------- the policy
