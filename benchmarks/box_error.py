@@ -67,7 +67,7 @@ class Arguments:
     """Seeds of the agent."""
     folder: Path = ROOT / "runs" / "box_error"
     """Where tuned decoders, runs and evaluations are; what is there is not done again."""
-    max_objects: int = 504
+    max_objects: int = 252
     """So many objects at most of each dataset, evenly spread over its held-out sections."""
     train: bool = True
     """Tune and train what is missing; else leave those rows out."""
@@ -293,7 +293,7 @@ def plot(path: Path, tables: dict[str, dict[str, list[Record]]]) -> None:
             style: dict[str, Any] = {"color": "black", "linewidth": 1.6} if agent else {"linewidth": 1.3}
             if name == "P, tight box":
                 style = {"color": "0.6", "linestyle": ":"}
-            axis.plot(percent, final(records).mean(axis=1), "o-", markersize=3, label=label, **style)
+            axis.plot(percent, final(records).mean(axis=1), marker="o", markersize=3, label=label, **style)
         if dataset == "ISBI":
             axis.plot(percent, PUBLISHED["P + K"], "--", color="0.5", linewidth=1, label="published: P + K")
         title = f"{dataset}, {len(rows['SAM'][0].iou)} objects"
