@@ -54,6 +54,9 @@ PUBLISHED = {
 }
 """Table 2 (ISBI) of the paper on prompt tuning and iterative inference: another SAM, another split of the stack."""
 
+ROWS = ("SAM", "K alone", *PUBLISHED)
+"""Rows that are the same for all seeds, in order."""
+
 PUBLISHED_REPEATS = (1, 1.01, 1.05, 2.13, 3.16)
 
 
@@ -291,6 +294,8 @@ def plot(path: Path, tables: dict[str, dict[str, list[Record]]]) -> None:
             agent = name.startswith("P + agent")
             label = None if agent and not name.endswith("seed 0") else name.replace(", seed 0", " (each seed)")
             style: dict[str, Any] = {"color": "black", "linewidth": 1.6} if agent else {"linewidth": 1.3}
+            if name in ROWS:  # the same colour in each panel, whichever rows there are
+                style["color"] = f"C{ROWS.index(name)}"
             if name == "P, tight box":
                 style = {"color": "0.6", "linestyle": ":"}
             axis.plot(percent, final(records).mean(axis=1), marker="o", markersize=3, label=label, **style)
@@ -300,7 +305,8 @@ def plot(path: Path, tables: dict[str, dict[str, list[Record]]]) -> None:
         axis.set(xlabel="error of the first box's size, %", ylabel="mean IoU", title=title)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-        axis.legend(frameon=False, fontsize=8)
+    first = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*first, loc="outside right center", frameon=False, fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     plt.close(figure)
