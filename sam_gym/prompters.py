@@ -13,7 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from sam_gym.boxes import box_iou, clip_box, tight_box
+from sam_gym.boxes import box_iou, tight_box
 from sam_gym.envs.box_refine import SideMoves, SideSteps
 from sam_gym.envs.episode import Episodes, GridActions, in_view
 
@@ -197,9 +197,8 @@ def oracle_box(observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArra
         return engine.actions.toward(engine.episodes.box, targets)
     modes, actions = _steps(engine), np.zeros(env.num_envs, np.int64)
     for row in range(env.num_envs):
-        height, width = engine.episodes.image_size[row]
-        boxes = [clip_box(box, (height, width)) for box in modes.results(engine.episodes, row)]
-        gains = [box_iou(box, targets[row]) for box in (*boxes, engine.episodes.box[row])]
+        boxes = (*modes.results(engine.episodes, row), engine.episodes.box[row])
+        gains = [box_iou(box, targets[row]) for box in boxes]
         actions[row] = int(np.argmax(gains)) if max(gains[:-1]) > gains[-1] + 1e-6 else modes.stop
     return actions
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam_gym.data.images import open_pixels
+from sam_gym.data.segmentation import number_regions
 from sam_gym.data.spec import DatasetSpec, Sample, read_file_list, read_splits
 
 NAME = "isbi2012"
@@ -38,9 +39,7 @@ def cell_instances(label: npt.NDArray[np.generic]) -> npt.NDArray[np.int32]:
     Returns:
         int32 (H, W): 0 = membrane, else 1, 2, ... for the 4-connected regions in raster order of their first pixel.
     """
-    from scipy import ndimage
-
-    return ndimage.label(np.asarray(label) > 127)[0].astype(np.int32)
+    return number_regions(np.asarray(label) > 127)
 
 
 SPEC = DatasetSpec(

@@ -187,6 +187,13 @@ class SegmentationData:
         return f"{self.image_ids[index]} has no object {object_id}; within the area limits there are {_listed(here)}"
 
 
+def number_regions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """The 4-connected regions of a mask (H, W) as labels: 1, 2, ... in raster order of their first pixel, else 0."""
+    from scipy import ndimage
+
+    return ndimage.label(mask)[0].astype(np.int32)
+
+
 def check_area_limits(min_area: int, max_area: int) -> None:
     """Raise ValueError unless 1 <= min_area <= max_area."""
     if not 1 <= min_area <= max_area:

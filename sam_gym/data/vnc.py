@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam_gym.data.images import open_pixels
+from sam_gym.data.segmentation import number_regions
 from sam_gym.data.spec import DatasetSpec, FileRecord, Sample, read_file_list, read_splits
 
 FOLDER = "vnc"
@@ -33,13 +34,13 @@ CITATION = (
 def read_cells(root: Path | None, image_id: str) -> Sample:
     """One section, "section-<number>": its grey image, uint8 (1024, 1024), and its cells, int32 (1024, 1024)."""
     image, membranes = _read(root, image_id, "membranes")
-    return image, _regions(~_above_half(membranes))  # the opposite of ISBI 2012: True is membrane
+    return image, number_regions(~_above_half(membranes))  # the opposite of ISBI 2012: True is membrane
 
 
 def read_mitochondria(root: Path | None, image_id: str) -> Sample:
     """One section, "section-<number>": its grey image, uint8 (1024, 1024), and its mitochondria, int32 (1024, 1024)."""
     image, mitochondria = _read(root, image_id, "mitochondria")
-    return image, _regions(_above_half(mitochondria))
+    return image, number_regions(_above_half(mitochondria))
 
 
 def _read(root: Path | None, image_id: str, masks: str) -> Sample:
@@ -52,13 +53,6 @@ def _read(root: Path | None, image_id: str, masks: str) -> Sample:
 def _above_half(mask: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
     """Some of the masks are stored as bits, others as bytes with a few greys along the outlines."""
     return mask.astype(np.bool_) if mask.dtype == np.bool_ else np.asarray(mask) > 127
-
-
-def _regions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-    """Number the 4-connected regions 1, 2, ... in raster order of their first pixel."""
-    from scipy import ndimage
-
-    return ndimage.label(mask)[0].astype(np.int32)
 
 
 def _files(masks: str) -> tuple[FileRecord, ...]:

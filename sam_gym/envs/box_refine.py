@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sam_gym.boxes import SIZE_ERRORS, Floats, clip_box, missized_box
 from sam_gym.envs.base import EngineEnv, EngineVectorEnv
-from sam_gym.envs.episode import ActionMode, Episodes, checked_actions
+from sam_gym.envs.episode import ActionMode, Episodes, checked_actions, checked_choices
 from sam_gym.envs.settings import RESET_OPTIONS, Settings
 from sam_gym.envs.sights import Boxes, Sight
 
@@ -65,32 +65,26 @@ class SideSteps:
 
     def apply(self, episodes: Episodes, rows: NDArray[np.intp], actions: NDArray) -> None:
         """Write the prompts that `actions` (one per row) mean into `episodes`."""
-        for action in np.asarray(actions).tolist():
-            if type(action) is not int or not 0 <= action <= self.stop:
-                raise ValueError(
-                    f"action {action!r} is not an integer in 0..9: 0..3 left, top, right, bottom outward, 4..7 inward, "
-                    "8 re-box to the mask, 9 stop"
-                )
-        for row, action in zip(rows, np.asarray(actions), strict=True):
+        meaning = "0..3 left, top, right, bottom outward, 4..7 inward, 8 re-box to the mask, 9 stop"
+        for row, action in zip(rows, checked_choices(actions, self.stop, meaning), strict=True):
             if action == self.stop:
                 episodes.stopped[row] = True
             else:
                 episodes.replace_box(row, self.results(episodes, row)[action])
 
     def results(self, episodes: Episodes, row: int) -> Floats:
-        """(9, 4) the box that each action but stop would leave, not yet clipped to the image."""
+        """(9, 4) the box that each action but stop would leave, clipped to the image."""
         box, mask_box = episodes.box[row], episodes.mask_box[row]
         moves = np.diag(OUTWARD * self.step * _extents(box))
         fitted = episodes.last_box[row] if np.isnan(mask_box).any() else mask_box
-        return np.concatenate([box + moves, box - moves, fitted[None]]).astype(np.float32)
+        height, width = episodes.image_size[row]
+        return np.stack([clip_box(one, (height, width)) for one in (*(box + moves), *(box - moves), fitted)])
 
     def masks(self, episodes: Episodes) -> NDArray[np.bool_]:
         """(N, 10) bool: actions that change the box, and stop."""
         allowed = np.ones((len(episodes), 10), np.bool_)
         for row in range(len(episodes)):
-            height, width = episodes.image_size[row]
-            boxes = [clip_box(box, (height, width)) for box in self.results(episodes, row)]
-            allowed[row, :9] = [not np.array_equal(box, episodes.box[row]) for box in boxes]
+            allowed[row, :9] = (self.results(episodes, row) != episodes.box[row]).any(axis=1)
         return allowed
 
 

@@ -146,14 +146,10 @@ class GridActions:
 
     def apply(self, episodes: Episodes, rows: NDArray[np.intp], actions: NDArray) -> None:
         """Write the prompts that `actions` (one per row) mean into `episodes`."""
-        actions = np.asarray(actions)
-        for action in actions.tolist():
-            if type(action) is not int or not 0 <= action <= self.stop:
-                raise ValueError(
-                    f"action {action!r} is not an integer in 0..{self.stop}: 0..{self.cells - 1} foreground cells, "
-                    f"{self.cells}..{self.stop - 1} background cells, {self.stop} stop"
-                )
-        for row, action in zip(rows, actions, strict=True):
+        meaning = (
+            f"0..{self.cells - 1} foreground cells, {self.cells}..{self.stop - 1} background cells, {self.stop} stop"
+        )
+        for row, action in zip(rows, checked_choices(actions, self.stop, meaning), strict=True):
             if action == self.stop:
                 episodes.stopped[row] = True
                 continue
@@ -204,6 +200,15 @@ class BoxActions:
             else:
                 corners = in_view(episodes.view[row], (action[:4].reshape(2, 2) + 1) / 2)
                 episodes.replace_box(row, corners.ravel())
+
+
+def checked_choices(actions: NDArray, last: int, meaning: str) -> NDArray:
+    """Discrete actions (n,) as an array; ValueError, with what they mean, unless all are integers in 0..last."""
+    choices = np.asarray(actions)
+    for action in choices.tolist():
+        if type(action) is not int or not 0 <= action <= last:
+            raise ValueError(f"action {action!r} is not an integer in 0..{last}: {meaning}")
+    return choices
 
 
 def checked_actions(actions: NDArray, width: int) -> Floats:

@@ -85,6 +85,9 @@ class BatchedDecoder:
             self.decoder = copy.deepcopy(sam.mask_decoder).to(dtype)
         with torch.no_grad():
             self._position = self.encoder.get_dense_pe().flatten(2).transpose(1, 2).contiguous().to(dtype)
+        first, _, _, second, _ = self.decoder.output_upscaling
+        # Rearranged once where the weights are frozen; while they are trained, at every decode
+        self._upscalings = None if first.weight.requires_grad else (_as_linear(first), _as_linear(second))
 
     def __call__(
         self,
@@ -163,9 +166,10 @@ class BatchedDecoder:
         """Image cells (N, hw, C) -> mask logits (N, K, 4h, 4w) under hyper-network weights (N, K, C/8)."""
         n, k, (h, w) = len(cells), hyper.shape[1], size
         first, norm, _, second, _ = self.decoder.output_upscaling
-        up = F.linear(cells, *_as_linear(first)).view(n, h * w, 4, -1)
+        widen, widen_again = self._upscalings or (_as_linear(first), _as_linear(second))
+        up = F.linear(cells, *widen).view(n, h * w, 4, -1)
         up = F.gelu(F.layer_norm(up, up.shape[-1:], norm.weight, norm.bias, norm.eps))
-        up = F.gelu(F.linear(up, *_as_linear(second)).view(n, h * w * 16, -1))
+        up = F.gelu(F.linear(up, *widen_again).view(n, h * w * 16, -1))
         logits = torch.bmm(up, hyper.transpose(1, 2)).view(n, h, w, 2, 2, 2, 2, k)
         # (row, column, dy1, dx1, dy2, dx2): each transposed convolution splits a cell into 2 x 2
         return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(n, k, 4 * h, 4 * w)
