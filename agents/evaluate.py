@@ -56,15 +56,14 @@ def main() -> None:
     except ImportError as error:
         sys.exit(f"{error}\nThis needs the extra: pip install -e '.[sb3]'")
     from sam_gym.data import DataUnavailableError
+    from sam_gym.evaluation import make_evaluation_env
     from sam_gym.prompters import PROMPTERS
     from sam_gym.sam import CheckpointError
 
     def environment(n: int, render_mode: str | None = None):
-        return gymnasium.make_vec(
-            arguments.env, num_envs=n, vectorization_mode="vector_entry_point", split=arguments.split,
-            autoreset_mode="Disabled", render_mode=render_mode,
-            data=arguments.data, checkpoint=arguments.checkpoint, device=arguments.device,
-            precision=arguments.precision,
+        return make_evaluation_env(
+            arguments.env, arguments.split, n, render_mode=render_mode, data=arguments.data,
+            checkpoint=arguments.checkpoint, device=arguments.device, precision=arguments.precision,
         )  # fmt: skip
 
     folder = arguments.out or arguments.model.parent / f"evaluation-{arguments.split}"

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from sam_gym import report
 from sam_gym.envs.base import EngineVectorEnv
-from sam_gym.evaluation import Record, encode_images, evaluate, evaluation_provenance, select_cases
-from sam_gym.fetching import atomic_path
+from sam_gym.evaluation import Record, encode_images, evaluate, evaluate_stored
+from sam_gym.fetching import atomic_path, write_json
 from sam_gym.naming import did_you_mean
 from sam_gym.progress import progress_bar
 from sam_gym.prompters import PROMPTERS, Prompter
@@ -56,7 +56,7 @@ class Training:
         set_random_seed(self.seed)
         train = self._environment("train", "SameStep", config["n_envs"])
         self.val = self._environment("val", "Disabled", config["n_envs"])
-        encode_images([train, self.val])
+        encode_images(train.engine.backend, [train.engine.data, self.val.engine.data])
         self.train = train
         self.venv = SamVecEnv(train, reward_scale=config["reward_scale"])
         self.model = self._new_model()
@@ -226,7 +226,7 @@ class Training:
             self.model.save(file)
 
     def _save_state(self) -> None:
-        report.write_json(self.folder / "state.json", self.state)
+        write_json(self.folder / "state.json", self.state)
 
     def _enter(self, stage: str) -> None:
         self.state["stage"] = stage
@@ -295,20 +295,16 @@ def evaluate_entries(
 
     A stored record counts only if it is of the same episodes, SAM and policy.
     """
-    encode_images([env])
+    encode_images(env.engine.backend, [env.engine.data])
     records = []
     for name, prompter in entries.items():
         file = folder / f"{name.replace(' ', '_')}.json"
-        if file.is_file():
-            stored = Record.from_json(json.loads(file.read_text(encoding="utf-8")))
-            wanted = evaluation_provenance(prompter, env, select_cases(env, max_objects))
-            if {**stored.provenance, **wanted} == stored.provenance:
-                print(f"{name:>14}: taken from {file}", file=sys.stderr)
-                records.append(stored)
-                continue
-            print(f"{name:>14}: {file} is of other episodes or weights; evaluating anew", file=sys.stderr)
-        record = evaluate(prompter, name, env, max_objects=max_objects)
-        report.write_json(file, record.to_json())
+        there = file.is_file()
+        record, taken = evaluate_stored(prompter, name, env, file, max_objects=max_objects)
+        if taken:
+            print(f"{name:>14}: taken from {file}", file=sys.stderr)
+        elif there:
+            print(f"{name:>14}: {file} was of other episodes or weights; evaluated anew", file=sys.stderr)
         records.append(record)
     return records
 
@@ -328,7 +324,7 @@ def write_report(
     report.plot_learning(folder / "learning_curve.png", state["points"], records, title)
     report.save_film_strip(folder / "episodes.png", agent, records[-1], pictures)
     entries = [record.summary() for record in records]
-    report.write_json(folder / "record.json", {**report.provenance(), **state, "evaluation": entries})
+    write_json(folder / "record.json", {**report.provenance(), **state, "evaluation": entries})
 
 
 def _hyper_parameters(file: Path, env: str) -> dict[str, Any]:

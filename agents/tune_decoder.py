@@ -82,6 +82,7 @@ def main() -> None:
 def tune(arguments: Arguments, out: Path) -> None:
     """Run the steps that are left, save the decoder, print what it gained."""
     from sam_gym.data import load_data
+    from sam_gym.evaluation import encode_images
     from sam_gym.progress import progress_bar
     from sam_gym.sam.backend import get_backend
     from sam_gym.sam.tuning import Tuner, TuningSettings
@@ -95,12 +96,7 @@ def tune(arguments: Arguments, out: Path) -> None:
     state = out.with_suffix(".state")
     state.parent.mkdir(parents=True, exist_ok=True)
     tuner = Tuner(arguments.checkpoint, data, settings, backend, state)
-    splits = (data, load_data(arguments.dataset, "val", arguments.data))
-    images = [split.image(index) for split in splits for index in range(len(split.image_ids))]
-    with progress_bar("encoding", len(images), "image") as bar:
-        for image in images:
-            backend.encode([image])
-            bar.update()
+    encode_images(backend, [data, load_data(arguments.dataset, "val", arguments.data)])
     last_stored = time.monotonic()
     recent: float | None = None
     with progress_bar(f"tuning {settings.method}", settings.steps, "step", done=tuner.steps_done) as bar:
@@ -127,10 +123,8 @@ def tune(arguments: Arguments, out: Path) -> None:
 
 def report(arguments: Arguments, out: Path) -> None:
     """Mean IoU on the validation split by size error, before and after."""
-    import gymnasium
-
     import sam_gym  # noqa: F401  registers the ids
-    from sam_gym.evaluation import evaluate
+    from sam_gym.evaluation import evaluate, make_evaluation_env
     from sam_gym.prompters import box_only
     from sam_gym.registration import DATASETS
 
@@ -139,10 +133,10 @@ def report(arguments: Arguments, out: Path) -> None:
     for name, checkpoint in (("before", arguments.checkpoint), ("after", str(out))):
         values = []
         for error in ERRORS:
-            env = gymnasium.make_vec(
-                f"SamBoxRefine-{short}-v0", num_envs=16, vectorization_mode="vector_entry_point", split="val",
-                autoreset_mode="Disabled", checkpoint=checkpoint, box_error=error, size_error=arguments.size_error,
-                data=arguments.data, device=arguments.device, precision=arguments.precision,
+            env = make_evaluation_env(
+                f"SamBoxRefine-{short}-v0", "val", checkpoint=checkpoint, box_error=error,
+                size_error=arguments.size_error, data=arguments.data, device=arguments.device,
+                precision=arguments.precision,
             )  # fmt: skip
             record = evaluate(box_only, name, env, max_objects=arguments.eval_objects, progress=False)
             values.append(f"{record.curve[0]:.3f} at {error:.0%}")

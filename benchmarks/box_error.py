@@ -25,7 +25,6 @@ from typing import Any
 # Before torch is loaded, see agents/train_ppo.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import gymnasium
 import numpy as np
 import tyro
 from numpy.typing import NDArray
@@ -33,7 +32,7 @@ from numpy.typing import NDArray
 from sam_gym import report
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.box_refine import OUTWARD
-from sam_gym.evaluation import Record, encode_images, evaluate, evaluation_provenance, select_cases
+from sam_gym.evaluation import Record, encode_images, evaluate_stored, make_evaluation_env, select_cases
 from sam_gym.fetching import atomic_path
 from sam_gym.metrics import Interval, bootstrap_mean
 from sam_gym.prompters import IterativeBox, Prompter, box_only, tight_boxes
@@ -113,11 +112,10 @@ def trained(arguments: Arguments, dataset: str, seed: int, decoder: Path) -> Pat
 
 def environment(dataset: str, checkpoint: str, error: float, action_mode: str) -> EngineVectorEnv:
     """Held-out objects and boxes with one error."""
-    return gymnasium.make_vec(
-        f"SamBoxRefine-{dataset}-v0", num_envs=16, vectorization_mode="vector_entry_point", split="test", data="real",
-        autoreset_mode="Disabled", precision="auto", checkpoint=checkpoint, box_error=error, action_mode=action_mode,
-        max_prompts=REPEATS if action_mode == "discrete" else 5,
-    )  # type: ignore[return-value]  # fmt: skip
+    return make_evaluation_env(
+        f"SamBoxRefine-{dataset}-v0", "test", data="real", precision="auto", checkpoint=checkpoint, box_error=error,
+        action_mode=action_mode, max_prompts=REPEATS if action_mode == "discrete" else 5,
+    )  # fmt: skip
 
 
 def measure(
@@ -127,23 +125,16 @@ def measure(
     records = []
     for error in ERRORS:
         env = environment(dataset, checkpoint, error, action_mode)
-        cases = select_cases(env, arguments.max_objects)
         file = arguments.folder / "evaluations" / f"{dataset}-{name}-{error:.0%}.json".replace(" ", "_")
-        if file.is_file():
-            stored = Record.from_json(json.loads(file.read_text(encoding="utf-8")))
-            wanted = evaluation_provenance(prompter, env, cases)
-            if {**stored.provenance, **wanted} == stored.provenance:
-                records.append(stored)
-                continue
-        record = evaluate(prompter, f"{name} {error:.0%}", env, max_objects=arguments.max_objects)
-        report.write_json(file, record.to_json())
-        records.append(record)
+        title = f"{name} {error:.0%}"
+        records.append(evaluate_stored(prompter, title, env, file, max_objects=arguments.max_objects)[0])
     return records
 
 
 def rows_of(arguments: Arguments, dataset: str) -> dict[str, list[Record]]:
     """All rows of a dataset's table, name -> a record for each error."""
-    encode_images([environment(dataset, "mobile_sam", 0.0, "continuous")])
+    engine = environment(dataset, "mobile_sam", 0.0, "continuous").engine
+    encode_images(engine.backend, [engine.data])
     rows: dict[str, list[Record]] = {}
 
     def add(name: str, checkpoint: str, prompter: Prompter = box_only, action_mode: str = "discrete") -> None:

@@ -40,7 +40,7 @@ from sam_gym.data import SegmentationData, load_data
 from sam_gym.envs import observations, references
 from sam_gym.envs.episode import GridActions
 from sam_gym.evaluation import encode_images
-from sam_gym.fetching import embeddings_dir
+from sam_gym.fetching import embeddings_dir, write_json
 from sam_gym.progress import progress_bar
 from sam_gym.sam import ImageEmbedding, PromptBatch, SamBackend, checkpoint_id, load_sam
 
@@ -214,7 +214,7 @@ def vector_env(bench: Bench, n: int, precision: str, **more: Any) -> Any:
         "SamPrompt-ISBI-v0", num_envs=n, vectorization_mode="vector_entry_point", autoreset_mode="SameStep",
         data=bench.arguments.data, checkpoint=bench.arguments.checkpoint, device="cpu", precision=precision, **more,
     )  # fmt: skip
-    encode_images([env])
+    encode_images(env.engine.backend, [env.engine.data])
     return env
 
 
@@ -388,7 +388,7 @@ def main() -> None:
         rows = list(SECTIONS[name](bench))
         stored[name] = {"about": about, "rows": [vars(row) for row in rows]}
         stored = {each: stored[each] for each in SECTIONS if each in stored}
-        report.write_json(file, stored)  # what is measured stays, whatever happens to the next section
+        write_json(file, stored)  # what is measured stays, whatever happens to the next section
     rows = [Row(**row) for section in stored.values() for row in section["rows"]]
     table = Table(*HEAD, title=f"{arguments.checkpoint}, {about['threads']} CPU threads, {bench.data.source}")
     for row in rows:

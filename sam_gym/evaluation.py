@@ -1,4 +1,7 @@
-"""`evaluate`: one prompter over every object of a split, exactly once, from fixed cues -> a record of IoU curves."""
+"""`evaluate`: one prompter over every object of a split, exactly once, from fixed cues -> a record of IoU curves.
+
+`evaluate_stored` keeps records on disk, `make_evaluation_env` makes the environment; tables and pictures are not here.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,21 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from sam_gym.data import SegmentationData
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.settings import Settings
+from sam_gym.fetching import write_json
 from sam_gym.metrics import Interval, bootstrap_mean
 from sam_gym.progress import progress_bar
 from sam_gym.prompters import Prompter
+from sam_gym.sam.backend import SamBackend
 from sam_gym.sam.checkpoints import checkpoint_id
 
 EPISODE_LIST_VERSION = 1
@@ -118,6 +125,21 @@ class Record:
         return record
 
 
+def make_evaluation_env(env_id: str, split: str, num_envs: int = 16, **settings: Any) -> EngineVectorEnv:
+    """The vector environment that `evaluate` needs: one split, every reset left to the caller.
+
+    Args:
+        env_id: A registered id of this suite.
+        split: "train", "val" or "test".
+        num_envs: How many episodes share a decode.
+        **settings: Of the environment, as for `gymnasium.make_vec`.
+    """
+    return gymnasium.make_vec(
+        env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", split=split, autoreset_mode="Disabled",
+        **settings,
+    )  # type: ignore[return-value]  # fmt: skip
+
+
 def select_cases(env: EngineVectorEnv, max_objects: int | None) -> list[EpisodeCase]:
     """The fixed episodes of the environment's split, or `max_objects` of them, evenly spread over the list.
 
@@ -148,12 +170,12 @@ def evaluation_provenance(prompter: Prompter, env: EngineVectorEnv, cases: Seque
     }
 
 
-def encode_images(envs: Iterable[EngineVectorEnv]) -> None:
-    """Run the encoder over all images of the environments' splits, with a bar: afterwards no reset needs it."""
-    waiting = [(env, i) for env in envs for i in range(len(env.engine.data.image_ids))]
-    with progress_bar("encoding", len(waiting), "image") as bar:
-        for env, index in waiting:
-            env.engine.backend.encode([env.engine.data.image(index)])
+def encode_images(backend: SamBackend, splits: Iterable[SegmentationData]) -> None:
+    """Run the encoder over all images of some splits, with a bar: afterwards no reset needs it."""
+    images = [split.image(index) for split in splits for index in range(len(split.image_ids))]
+    with progress_bar("encoding", len(images), "image") as bar:
+        for image in images:
+            backend.encode([image])
             bar.update()
 
 
@@ -211,6 +233,24 @@ def evaluate(
     seconds = round(time.perf_counter() - started, 1)
     provenance = {**evaluation_provenance(prompter, env, cases), "seconds": seconds}
     return Record(name, iou.round(6), prompts, cases, provenance)  # rounded, so that a stored record equals it
+
+
+def evaluate_stored(
+    prompter: Prompter, name: str, env: EngineVectorEnv, file: Path, *, max_objects: int | None = None
+) -> tuple[Record, bool]:
+    """`evaluate`, unless `file` holds the record of the same episodes, SAM and policy already; else it does then.
+
+    Returns:
+        The record, and whether it is the one that was stored.
+    """
+    if file.is_file():
+        stored = Record.from_json(json.loads(file.read_text(encoding="utf-8")))
+        wanted = evaluation_provenance(prompter, env, select_cases(env, max_objects))
+        if {**stored.provenance, **wanted} == stored.provenance:
+            return stored, True
+    record = evaluate(prompter, name, env, max_objects=max_objects)
+    write_json(file, record.to_json())
+    return record, False
 
 
 def _pose(env: EngineVectorEnv, rows: NDArray[np.bool_], cases: list[EpisodeCase]) -> dict[str, NDArray]:

@@ -8,11 +8,13 @@ fetch and from where is the business of `sam_gym.sam.checkpoints` and `sam_gym.d
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sam_gym.naming import first_line
 
@@ -69,6 +71,12 @@ def atomic_path(destination: Path) -> Iterator[Path]:
         os.replace(temporary, destination)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader never sees half of it."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def download(url: str, destination: Path, sha256: str, *, progress: bool = True, timeout: float = 30) -> Path:

@@ -5,7 +5,6 @@ It draws and prints; it measures nothing.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -42,12 +41,6 @@ def provenance() -> dict[str, Any]:
             versions[package] = None
     hardware = {"machine": platform.machine(), "processor": _processor(), "cpus": os.cpu_count(), "gpu": _gpu()}
     return {"versions": versions, "git_commit": _git_commit(), "hardware": hardware, "command": sys.argv}
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that a reader never sees half of it."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def print_table(records: Sequence[Record], title: str) -> None:

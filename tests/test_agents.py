@@ -197,7 +197,7 @@ def test_evaluate_repeats_the_table(
     assert script("evaluate.py", tmp_path / "other.zip", *arguments[1:]) is None
     said = capsys.readouterr().err
     assert said.count(": taken from ") == 4
-    assert "agent.json is of other episodes or weights; evaluating anew" in said
+    assert "agent.json was of other episodes or weights; evaluated anew" in said
 
 
 def test_stored_records_of_other_objects_do_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from sam_gym import report
 from sam_gym.evaluation import EpisodeCase, Record
+from sam_gym.fetching import write_json
 from sam_gym.progress import progress_bar
 
 
@@ -49,9 +50,9 @@ def test_markdown(records: list[Record]) -> None:
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    report.write_json(tmp_path / "a.json", {"old": 1})
+    write_json(tmp_path / "a.json", {"old": 1})
     with pytest.raises(TypeError):
-        report.write_json(tmp_path / "a.json", {"new": object()})
+        write_json(tmp_path / "a.json", {"new": object()})
     assert (tmp_path / "a.json").read_text() == '{\n "old": 1\n}\n'
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -29,6 +29,9 @@ DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
 
 DATA_MODES = ("auto", "real", "synthetic")
 
+NO_FILES = Path()
+"""The root of a dataset that is generated."""
+
 _lock = threading.RLock()
 _loaded: dict[tuple, SegmentationData] = {}
 _unlimited: dict[tuple, SegmentationData] = {}  # objects of any area; the views in `_loaded` share its arrays
@@ -79,10 +82,10 @@ def load_data(
         return _loaded[key]
 
 
-def _source(spec: DatasetSpec, data: str) -> tuple[DatasetSpec, Path | None]:
+def _source(spec: DatasetSpec, data: str) -> tuple[DatasetSpec, Path]:
     """Which dataset's pixels to take, and the folder of its files."""
     if not spec.files:
-        return spec, None
+        return spec, NO_FILES
     attempt = (spec.name, os.environ.get(sources.ENVIRONMENT_VARIABLE), fetching.cache_dir())
     if data == "real" or (data == "auto" and attempt not in _given_up):
         try:
@@ -103,12 +106,10 @@ def _source(spec: DatasetSpec, data: str) -> tuple[DatasetSpec, Path | None]:
             _given_up.add(attempt)
     if spec.stand_in is None:
         raise DataUnavailableError(f"{spec.name} has no synthetic stand-in: use data='real'")
-    return DATASETS[spec.stand_in], None
+    return DATASETS[spec.stand_in], NO_FILES
 
 
-def _load(
-    name: str, split: str, source: DatasetSpec, root: Path | None, min_area: int, max_area: int
-) -> SegmentationData:
+def _load(name: str, split: str, source: DatasetSpec, root: Path, min_area: int, max_area: int) -> SegmentationData:
     key = (source.name, split, root)
     ids = source.splits[split]
     if key not in _unlimited:

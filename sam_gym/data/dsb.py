@@ -22,10 +22,8 @@ FILES = read_file_list(
 )
 
 
-def read_nuclei(root: Path | None, image_id: str) -> Sample:
+def read_nuclei(root: Path, image_id: str) -> Sample:
     """One image: its pixels, uint8 (H, W, 4) RGBA, and its nuclei, int32 (H, W): 0 = none, else 1, 2, ..."""
-    if root is None:
-        raise ValueError(f"{NAME} is read from files: it needs the folder that holds them")
     # By the list, not by the folder, whose other files were not checked.
     paths = [record.path for record in FILES if record.path.startswith(f"{NAME}/stage1_train/{image_id}")]
     (image_path,) = (path for path in paths if "/images/" in path)

@@ -21,10 +21,8 @@ BASE_URL = (
 )
 
 
-def read_section(root: Path | None, image_id: str) -> Sample:
+def read_section(root: Path, image_id: str) -> Sample:
     """One section, "section-<number>": its grey image, uint8 (512, 512), and its cells, int32 (512, 512)."""
-    if root is None:
-        raise ValueError(f"{NAME} is read from files: it needs the folder that holds them")
     number = image_id.rsplit("-", 1)[1]
     image, label = (open_pixels(root / NAME / kind / f"{number}.png") for kind in ("image", "label"))
     return image, cell_instances(label)

@@ -42,8 +42,8 @@ class DatasetSpec:
         licence: The terms of the files.
         citation: Who is to be cited.
         splits: Split name -> image ids, in order. Fixed and versioned (`splits.json`), never drawn at random.
-        read: `read(root, image_id)` gives the image and its labels; `root` is the folder that holds all of `files`, or
-            None for a dataset without files.
+        read: `read(root, image_id)` gives the image and its labels; `root` is the folder that holds all of `files`; a
+            generated dataset leaves it alone.
         folder: The folder of its files, and the name of their packaged list, `<folder>.csv`; "" if it is generated.
             Two datasets that read the same images share it.
         files: Every file it needs; empty if it is generated.
@@ -55,7 +55,7 @@ class DatasetSpec:
     licence: str
     citation: str
     splits: Mapping[str, tuple[str, ...]]
-    read: Callable[[Path | None, str], Sample]
+    read: Callable[[Path, str], Sample]
     folder: str = ""
     files: tuple[FileRecord, ...] = ()
     stand_in: str | None = None

@@ -99,7 +99,7 @@ def generate(
     return Section(np.repeat(grey[:, :, None], 3, axis=2), cells, mitochondria, classes)
 
 
-def _read(_root: Path | None, image_id: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+def _read(_root: Path, image_id: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
     """Image and cell labels of one section of the dataset; its id ends in its seed."""
     section = generate(int(image_id.rsplit("-", 1)[1]))
     return section.image, section.cells

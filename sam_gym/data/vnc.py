@@ -31,21 +31,19 @@ CITATION = (
 )
 
 
-def read_cells(root: Path | None, image_id: str) -> Sample:
+def read_cells(root: Path, image_id: str) -> Sample:
     """One section, "section-<number>": its grey image, uint8 (1024, 1024), and its cells, int32 (1024, 1024)."""
     image, membranes = _read(root, image_id, "membranes")
     return image, number_regions(~_above_half(membranes))  # the opposite of ISBI 2012: True is membrane
 
 
-def read_mitochondria(root: Path | None, image_id: str) -> Sample:
+def read_mitochondria(root: Path, image_id: str) -> Sample:
     """One section, "section-<number>": its grey image, uint8 (1024, 1024), and its mitochondria, int32 (1024, 1024)."""
     image, mitochondria = _read(root, image_id, "mitochondria")
     return image, number_regions(_above_half(mitochondria))
 
 
-def _read(root: Path | None, image_id: str, masks: str) -> Sample:
-    if root is None:
-        raise ValueError("VNC is read from files: it needs the folder that holds them")
+def _read(root: Path, image_id: str, masks: str) -> Sample:
     number = image_id.rsplit("-", 1)[1]
     return open_pixels(root / FOLDER / "raw" / f"{number}.tif"), open_pixels(root / FOLDER / masks / f"{number}.png")
 

@@ -26,19 +26,17 @@ CITATION = (
 CYTOPLASM_GREY, NUCLEUS_GREY = 128, 255  # in the masks; background is 0, and they are cut midway
 
 
-def read_cell(root: Path | None, image_id: str) -> Sample:
+def read_cell(root: Path, image_id: str) -> Sample:
     """One crop, "crop-<number>": its colour image, uint8 (H, W, 3), and its white cell, int32 (H, W) of 0 and 1."""
     return _read(root, image_id, CYTOPLASM_GREY / 2)
 
 
-def read_nucleus(root: Path | None, image_id: str) -> Sample:
+def read_nucleus(root: Path, image_id: str) -> Sample:
     """One crop, "crop-<number>": its colour image, uint8 (H, W, 3), and its nucleus, int32 (H, W) of 0 and 1."""
     return _read(root, image_id, (CYTOPLASM_GREY + NUCLEUS_GREY) / 2)
 
 
-def _read(root: Path | None, image_id: str, cut: float) -> Sample:
-    if root is None:
-        raise ValueError("WBC is read from files: it needs the folder that holds them")
+def _read(root: Path, image_id: str, cut: float) -> Sample:
     crop = root / FOLDER / "Dataset 1" / image_id.rsplit("-", 1)[1]
     image, mask = open_pixels(crop.with_suffix(".bmp")), np.asarray(open_pixels(crop.with_suffix(".png")))
     return image, (mask > cut).astype(np.int32)
