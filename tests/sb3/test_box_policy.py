@@ -152,12 +152,25 @@ def test_references_are_seen_as_what_they_refer_to(boxes: dict[str, Any]) -> Non
         for env, how in ((full, {}), (reference, {"embedding_channels": 32}))
     ]
     policies[1].load_state_dict(policies[0].state_dict())
+    for policy in policies:
+        policy.stop_below = 0.0  # what is untrained moves little
     moves = [
         policy.predict(env.reset(seed=5)[0], deterministic=True)[0]
         for policy, env in zip(policies, (full, reference), strict=True)
     ]
     np.testing.assert_allclose(moves[0], moves[1], atol=1e-5)
     assert np.abs(moves[0]).max() > 0
+
+
+def test_small_moves_are_not_made_except_to_explore(boxes: dict[str, Any]) -> None:
+    policy = model_of(boxes).policy
+    observations = {name: value.numpy() for name, value in random_observations(3).items()}
+    rows = torch.tensor([[0.2, -0.25, 0.0, 0.1], [0.1, -0.3, 0.0, 0.0], [0.0, 0.0, 0.0, 0.9]])
+    policy.action_net.forward = lambda features: rows  # type: ignore[method-assign]
+    moves, _ = policy.predict(observations, deterministic=True)
+    np.testing.assert_array_equal(moves, [[0, 0, 0, 0], rows[1].numpy(), rows[2].numpy()])
+    moves, _ = policy.predict(observations, deterministic=False)
+    assert (moves[0] != 0).all()
 
 
 def test_another_action_space_is_refused(boxes: dict[str, Any]) -> None:
