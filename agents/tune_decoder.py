@@ -35,12 +35,12 @@ class Arguments:
     """Tune SAM's mask decoder on one dataset."""
 
     dataset: str = "isbi2012"
-    """Name of the dataset; its training split is used, each image in its eight orientations."""
+    """Name of the dataset; its training split is used."""
     method: Literal["decoder", "embeddings", "token"] = "token"
     """decoder: mask decoder alone; embeddings: and SAM's own prompt embeddings; token: and an added token (P)."""
     checkpoint: str = "mobile_sam"
     """SAM weights to start from: a name or a file."""
-    steps: int = 2400
+    steps: int = 2000
     """Steps of AdamW."""
     batch_size: int = 4
     """Objects in a step."""
@@ -82,7 +82,6 @@ def main() -> None:
 def tune(arguments: Arguments, out: Path) -> None:
     """Run the steps that are left, save the decoder, print what it gained."""
     from sam_gym.data import load_data
-    from sam_gym.data.symmetries import in_all_orientations
     from sam_gym.evaluation import encode_images
     from sam_gym.progress import progress_bar
     from sam_gym.sam.backend import get_backend
@@ -92,7 +91,7 @@ def tune(arguments: Arguments, out: Path) -> None:
         method=arguments.method, steps=arguments.steps, batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate, size_error=arguments.size_error, seed=arguments.seed,
     )  # fmt: skip
-    data = in_all_orientations(load_data(arguments.dataset, "train", arguments.data))
+    data = load_data(arguments.dataset, "train", arguments.data)
     backend = get_backend(arguments.checkpoint, arguments.device, arguments.precision)
     state = out.with_suffix(".state")
     state.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ RESULT = ROOT / "benchmarks" / "results" / "box_error.json"
 ERRORS = (0.0, 0.1, 0.2, 0.3, 0.4)
 REPEATS = 10
 """Cap of iterative inference."""
-STEPS = {"VNCMitochondria": 600}
+STEPS = {"VNCMitochondria": 500}
 """Steps of tuning where they are not agents/tune_decoder.py's default: there are an eighth as many objects."""
 
 PUBLISHED = {

@@ -63,7 +63,7 @@ class TuningSettings:
     """
 
     method: str = "token"
-    steps: int = 2400
+    steps: int = 2000
     batch_size: int = 4
     learning_rate: float = 2e-4
     weight_decay: float = 0.01
