@@ -314,6 +314,7 @@ def main() -> None:
         tables = {dataset: rows_of(arguments, dataset) for dataset in arguments.datasets}
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from there")
+    where_from = report.provenance()  # before anything is written, or the commit would count as changed
     text, content = [], {}
     for dataset, rows in tables.items():
         compared = comparisons(rows)
@@ -326,7 +327,7 @@ def main() -> None:
         }
     print("\n".join(text))
     RESULT.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
-    stored = {**report.provenance(), "errors": ERRORS, "tables": content}
+    stored = {**where_from, "errors": ERRORS, "tables": content}
     RESULT.write_text(json.dumps(stored, separators=(",", ":")) + "\n", encoding="utf-8")
     plot(RESULT.with_suffix(".png"), tables)
     print(f"\nstored in {from_root(RESULT)}, .md and .png")
