@@ -27,7 +27,7 @@ from sam_gym.prompters import (
 SIDE = 256  # of a generated section
 NOTHING = np.zeros((SIDE, SIDE), np.bool_)
 Box = tuple[int, int, int, int]
-REBOX, STOP_BOX = 8, 9
+STOP_BOX = 9
 
 
 def refine(num_envs: int = 1, action_mode: str = "discrete", **more: Any) -> SamBoxRefineVectorEnv:

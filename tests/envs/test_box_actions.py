@@ -20,7 +20,6 @@ STILL = np.zeros(4, np.float32)
 ROW = np.zeros(1, np.intp)
 BOX = (100, 50, 200, 90)  # 100 px wide, 40 high, in an image of 200 x 300 px
 
-
 sides = st.lists(st.floats(-1, 1, width=32), min_size=4, max_size=4)
 
 

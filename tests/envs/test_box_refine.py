@@ -13,7 +13,6 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import VectorEnv
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sam_gym.boxes import tight_box
@@ -27,12 +26,9 @@ from sam_gym.sam import PromptBatch, get_backend
 ENV_ID = "SamBoxRefine-ISBI-v0"
 REBOX, STOP = 8, 9
 STILL = np.zeros(4, np.float32)
-BOX = (100, 50, 200, 90)  # 100 px wide, 40 high, in an image of 200 x 300 px
 
 MakeEnv = Callable[..., gymnasium.Env]
 Same = Callable[[Any, Any], None]
-
-sides = st.lists(st.floats(-1, 1, width=32), min_size=4, max_size=4)
 
 
 @pytest.fixture

