@@ -31,7 +31,7 @@ from sam_gym.fetching import atomic_path, write_json
 from sam_gym.naming import did_you_mean
 from sam_gym.progress import progress_bar
 from sam_gym.prompters import PROMPTERS, Prompter
-from sam_gym.sb3 import ALGORITHMS, Cloner, CloneSettings, ModelPrompter, SamVecEnv, load_model
+from sam_gym.sb3 import ALGORITHMS, BoxPolicy, Cloner, CloneSettings, ModelPrompter, SamVecEnv, load_model
 
 if TYPE_CHECKING:
     from train_ppo import Arguments
@@ -157,6 +157,7 @@ class Training:
             self._note("ppo", self.model.num_timesteps, force=True)
         if self.state["best"] is None:  # no training at all was asked for
             self._note("ppo", 0, force=True)
+        self._choose_stop()
         self._enter("report")
 
     def report(self) -> None:
@@ -201,6 +202,29 @@ class Training:
 
     # ------------------------------------------------------------------- pieces
 
+    def _choose_stop(self) -> None:
+        """Choose on the validation split which moves the best model leaves unmade, if it is one that moves boxes."""
+        model = self._load(self.folder / "best.zip")
+        if not isinstance(model.policy, BoxPolicy):
+            return
+        gains = {}
+        with progress_bar("choosing when to stop", len(model.policy.stop_choices), "value") as bar:
+            for value in model.policy.stop_choices:
+                model.policy.stop_below.fill_(value)
+                gains[value] = self._validate(model).gain.mean
+                bar.update()
+        best = max(gains, key=lambda value: gains[value])
+        model.policy.stop_below.fill_(best)
+        self.model = model
+        self._save_model("best.zip")
+        self.state["best"] = {**self.state["best"], "gain": gains[best], "stop_below": best}
+        tqdm.write(f"moves all within {best:g} are not made: validation gain {gains[best]:+.3f}, "
+                   f"from {min(gains.values()):+.3f} with another value")  # fmt: skip
+
+    def _validate(self, model: PPO | MaskablePPO) -> Record:
+        objects = self.state["arguments"]["eval_objects"]
+        return evaluate(ModelPrompter(model), "validation", self.val, max_objects=objects, progress=False)
+
     def _environment(self, split: str, autoreset_mode: str, n: int, **more: Any) -> EngineVectorEnv:
         return gymnasium.make_vec(
             self.state["arguments"]["env"], num_envs=n, vectorization_mode="vector_entry_point",
@@ -240,9 +264,7 @@ class Training:
         last = mine[-1]["stage_timesteps"] if mine else 0
         if not force and timesteps - last < total / arguments["evaluations"] or mine and last == timesteps:
             return
-        record = evaluate(
-            ModelPrompter(self.model), "validation", self.val, max_objects=arguments["eval_objects"], progress=False
-        )
+        record = self._validate(self.model)
         gain = record.gain.mean
         before = config["clone"]["total_timesteps"] if stage == "ppo" else 0
         self.state["points"].append(

@@ -388,8 +388,11 @@ def test_an_agent_for_boxes(script: Script, tmp_path: Path, capsys: pytest.Captu
         "--run-dir", run,
     )  # fmt: skip
     assert said is None
-    assert isinstance(PPO.load(run / "model.zip"), PPO)
+    policy = PPO.load(run / "model.zip").policy
     record = json.loads((run / "record.json").read_text())
+    assert float(policy.stop_below) == pytest.approx(record["best"]["stop_below"])
+    assert record["best"]["stop_below"] in policy.stop_choices
+    assert record["best"]["gain"] >= max(point["gain"] for point in record["points"])  # theirs are of the largest value
     assert [e["name"] for e in record["evaluation"]] == ["box only", "random", "oracle box", "clone alone", "agent"]
     assert record["evaluation"][0]["checkpoint"].startswith("tuned-")
     capsys.readouterr()

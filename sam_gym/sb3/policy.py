@@ -218,11 +218,14 @@ class BoxPolicy(MultiInputActorCriticPolicy):
         **kwargs: As for SB3's policies; `log_std_init` is -2, small moves about what the clone does.
     """
 
-    stop_below = 0.25
-    """Deterministic moves all within this of 0 are not made, which says stop.
+    stop_choices = (0.05, 0.1, 0.15, 0.2, 0.25)
+    """Values of `stop_below` that a training may choose from; .25 is a move by a tenth of the extent."""
 
-    What the policy takes for an error of a tenth of the extent is mostly its own: without this it spoiled boxes that
-    were right (seen on validation sections).
+    stop_below: Tensor
+    """Scalar: deterministic moves all within this of 0 are not made, which says stop. Saved with the weights.
+
+    Small errors that the policy sees are mostly its own, and moving by them spoils boxes that were right. How small is
+    small depends on how well it has learned, so agents/train_ppo.py chooses it on the validation split.
     """
 
     def __init__(
@@ -232,6 +235,7 @@ class BoxPolicy(MultiInputActorCriticPolicy):
             raise ValueError(f"BoxPolicy moves the four sides of a box: Box(-1, 1, (4,)) is needed, got {action_space}")
         kwargs = {"features_extractor_class": SideExtractor, "net_arch": [], "log_std_init": -2.0, **kwargs}
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        self.register_buffer("stop_below", torch.tensor(max(self.stop_choices)))
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         actions = super()._predict(observation, deterministic)

@@ -153,7 +153,7 @@ def test_references_are_seen_as_what_they_refer_to(boxes: dict[str, Any]) -> Non
     ]
     policies[1].load_state_dict(policies[0].state_dict())
     for policy in policies:
-        policy.stop_below = 0.0  # what is untrained moves little
+        policy.stop_below.zero_()  # what is untrained moves little
     moves = [
         policy.predict(env.reset(seed=5)[0], deterministic=True)[0]
         for policy, env in zip(policies, (full, reference), strict=True)
