@@ -1,7 +1,7 @@
 """Boxes of the wrong size: what tuning, iterative inference and an agent do about them; a published table, real data.
 
     python benchmarks/box_error.py                      tune and train what is missing (resumes), evaluate, print, store
-    python benchmarks/box_error.py --datasets ISBI      one dataset only
+    python benchmarks/box_error.py --datasets ISBI      one dataset only; each has results of its own
     python benchmarks/box_error.py --no-train           take what is tuned and trained, evaluate the rest
 
 Rows, all on MobileSAM: SAM as it is, and with iterative inference (K), without any training; its mask decoder tuned;
@@ -40,7 +40,7 @@ from sam_gym.registration import DATASETS
 from sam_gym.sb3 import ModelPrompter, load_model
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "box_error.json"
+RESULTS = ROOT / "benchmarks" / "results"
 ERRORS = (0.0, 0.1, 0.2, 0.3, 0.4)
 REPEATS = 10
 """Cap of iterative inference."""
@@ -274,33 +274,31 @@ def mask_sides(env: EngineVectorEnv, max_objects: int) -> NDArray[np.float64]:
     return np.nan_to_num(np.concatenate(places), nan=-0.5)  # an empty mask has its sides in the middle
 
 
-def plot(path: Path, tables: dict[str, dict[str, list[Record]]]) -> None:
-    """Mean IoU against the error, a panel per dataset."""
+def plot(path: Path, dataset: str, rows: dict[str, list[Record]]) -> None:
+    """Mean IoU against the error."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(tables), figsize=(5.4 * len(tables), 4.4), layout="constrained", squeeze=False)
+    figure, axis = plt.subplots(figsize=(7.6, 4.4), layout="constrained")
     percent = [100 * error for error in ERRORS]
-    for axis, (dataset, rows) in zip(axes[0], tables.items(), strict=True):
-        for name, records in rows.items():
-            agent = name.startswith("P + agent")
-            label = None if agent and not name.endswith("seed 0") else name.replace(", seed 0", " (each seed)")
-            style: dict[str, Any] = {"color": "black", "linewidth": 1.6} if agent else {"linewidth": 1.3}
-            if name in ROWS:  # the same colour in each panel, whichever rows there are
-                style["color"] = f"C{ROWS.index(name)}"
-            if name == "P, tight box":
-                style = {"color": "0.6", "linestyle": ":"}
-            axis.plot(percent, final(records).mean(axis=1), marker="o", markersize=3, label=label, **style)
-        if dataset == "ISBI":
-            axis.plot(percent, PUBLISHED["P + K"], "--", color="0.5", linewidth=1, label="published: P + K")
-        title = f"{dataset}, {len(rows['SAM'][0].iou)} objects"
-        axis.set(xlabel="error of the first box's size, %", ylabel="mean IoU", title=title)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-    first = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*first, loc="outside right center", frameon=False, fontsize=8)
+    for name, records in rows.items():
+        agent = name.startswith("P + agent")
+        label = None if agent and not name.endswith("seed 0") else name.replace(", seed 0", " (each seed)")
+        style: dict[str, Any] = {"color": "black", "linewidth": 1.6} if agent else {"linewidth": 1.3}
+        if name in ROWS:  # the same colour for each dataset, whichever rows there are
+            style["color"] = f"C{ROWS.index(name)}"
+        if name == "P, tight box":
+            style = {"color": "0.6", "linestyle": ":"}
+        axis.plot(percent, final(records).mean(axis=1), marker="o", markersize=3, label=label, **style)
+    if dataset == "ISBI":
+        axis.plot(percent, PUBLISHED["P + K"], "--", color="0.5", linewidth=1, label="published: P + K")
+    title = f"{dataset}, {len(rows['SAM'][0].iou)} objects"
+    axis.set(xlabel="error of the first box's size, %", ylabel="mean IoU", title=title)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     plt.close(figure)
@@ -315,22 +313,24 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from there")
     where_from = report.provenance()  # before anything is written, or the commit would count as changed
-    text, content = [], {}
     for dataset, rows in tables.items():
-        compared = comparisons(rows)
-        text.append(markdown(dataset, rows, compared) + "\n" + why(arguments, dataset, rows))
-        content[dataset] = {
-            name: [
-                {"summary": r.summary(), "iou": r.iou[:, -1].tolist(), "prompts": r.prompts.tolist()} for r in records
-            ]
-            for name, records in rows.items()
-        }
-    print("\n".join(text))
-    RESULT.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
-    stored = {**where_from, "errors": ERRORS, "tables": content}
-    RESULT.write_text(json.dumps(stored, separators=(",", ":")) + "\n", encoding="utf-8")
-    plot(RESULT.with_suffix(".png"), tables)
-    print(f"\nstored in {from_root(RESULT)}, .md and .png")
+        store(arguments, dataset, rows, where_from)
+
+
+def store(arguments: Arguments, dataset: str, rows: dict[str, list[Record]], where_from: dict[str, Any]) -> None:
+    """Print the tables of a dataset and write them, beside what they are made of and a picture."""
+    text = markdown(dataset, rows, comparisons(rows)) + "\n" + why(arguments, dataset, rows)
+    print(text)
+    file = RESULTS / f"box_error-{dataset}.json"
+    file.with_suffix(".md").write_text(text, encoding="utf-8")
+    table = {
+        name: [{"summary": r.summary(), "iou": r.iou[:, -1].tolist(), "prompts": r.prompts.tolist()} for r in records]
+        for name, records in rows.items()
+    }
+    stored = {**where_from, "errors": ERRORS, "table": table}
+    file.write_text(json.dumps(stored, separators=(",", ":")) + "\n", encoding="utf-8")
+    plot(file.with_suffix(".png"), dataset, rows)
+    print(f"\nstored in {from_root(file)}, .md and .png\n")
 
 
 if __name__ == "__main__":
