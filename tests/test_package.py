@@ -21,7 +21,7 @@ import numpy, gymnasium
 needed = time.perf_counter() - start
 import sam_gym
 took = time.perf_counter() - start
-heavy = {"torch", "scipy", "PIL", "timm", "segment_anything", "onnx", "stable_baselines3", "pooch", "rich"}
+heavy = {"torch", "scipy", "PIL", "timm", "segment_anything", "open_clip", "onnx", "stable_baselines3", "pooch", "rich"}
 print(took, needed, *sorted(heavy & set(sys.modules)))
 """
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from sam_gym.devices import resolve_device
 from sam_gym.fetching import embeddings_dir
 from sam_gym.sam.cache import EmbeddingCache, content_key
 from sam_gym.sam.checkpoints import load_sam
@@ -89,7 +90,7 @@ class SamBackend:
         disk_cache: Path | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.device = _resolve_device(device)
+        self.device = resolve_device(device)
         self.precision = _resolve_precision(precision, self.device)
         self.sam = load_sam(checkpoint).to(self.device)
         self._settings = (checkpoint, str(self.device), self.precision, cache_bytes, micro_batch, disk_cache)
@@ -282,21 +283,9 @@ def get_backend(checkpoint: str = "mobile_sam", device: str = "auto", precision:
 
     Its embeddings are kept in the folder `sam_gym.fetching.embeddings_dir()`, if there is one.
     """
-    resolved = _resolve_device(device)
+    resolved = resolve_device(device)
     precision = _resolve_precision(precision, resolved)
     return _shared_backend(str(checkpoint), str(resolved), precision, CACHE_BYTES, None, embeddings_dir())
-
-
-def _resolve_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:0'") from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='auto' or 'cpu'")
-    return resolved
 
 
 def _resolve_precision(precision: str, device: torch.device) -> str:
