@@ -50,13 +50,13 @@ def main() -> None:
         sys.exit(f"error: there is no model {arguments.model}; agents/train_ppo.py writes runs/NAME/model.zip")
     try:
         import gymnasium
-        from training import evaluate_entries, write_report
+        from training import write_report
 
         from sam_gym.sb3 import ModelPrompter, load_model
     except ImportError as error:
         sys.exit(f"{error}\nThis needs the extra: pip install -e '.[sb3]'")
     from sam_gym.data import DataUnavailableError
-    from sam_gym.evaluation import make_evaluation_env
+    from sam_gym.evaluation import evaluate_entries, make_evaluation_env
     from sam_gym.prompters import PROMPTERS
     from sam_gym.sam import CheckpointError
 

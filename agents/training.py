@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-import sys
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from sam_gym import report
 from sam_gym.envs.base import EngineVectorEnv
-from sam_gym.evaluation import Record, encode_images, evaluate, evaluate_stored
+from sam_gym.evaluation import Record, encode_images, evaluate, evaluate_entries
 from sam_gym.fetching import atomic_path, write_json
 from sam_gym.naming import did_you_mean
 from sam_gym.progress import progress_bar
@@ -308,27 +307,6 @@ class _PPOProgress(BaseCallback):
 
     def _count_seconds(self) -> None:
         self.run.state["seconds"]["ppo"] += time.perf_counter() - self.started
-
-
-def evaluate_entries(
-    entries: dict[str, Prompter], env: EngineVectorEnv, folder: Path, max_objects: int | None
-) -> list[Record]:
-    """Evaluate each entry on the environment's split, skipping those whose record is in `folder` already.
-
-    A stored record counts only if it is of the same episodes, SAM and policy.
-    """
-    encode_images(env.engine.backend, [env.engine.data])
-    records = []
-    for name, prompter in entries.items():
-        file = folder / f"{name.replace(' ', '_')}.json"
-        there = file.is_file()
-        record, taken = evaluate_stored(prompter, name, env, file, max_objects=max_objects)
-        if taken:
-            print(f"{name:>14}: taken from {file}", file=sys.stderr)
-        elif there:
-            print(f"{name:>14}: {file} was of other episodes or weights; evaluated anew", file=sys.stderr)
-        records.append(record)
-    return records
 
 
 def write_report(

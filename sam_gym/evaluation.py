@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -251,6 +252,32 @@ def evaluate_stored(
     record = evaluate(prompter, name, env, max_objects=max_objects)
     write_json(file, record.to_json())
     return record, False
+
+
+def evaluate_entries(
+    entries: Mapping[str, Prompter], env: EngineVectorEnv, folder: Path, max_objects: int | None
+) -> list[Record]:
+    """Evaluate each entry on the environment's split, skipping those whose record is in `folder` already.
+
+    A stored record counts only if it is of the same episodes, SAM and policy.
+    """
+    encode_images(env.engine.backend, [env.engine.data])
+    records = []
+    for name, prompter in entries.items():
+        file = record_file(folder, name)
+        there = file.is_file()
+        record, taken = evaluate_stored(prompter, name, env, file, max_objects=max_objects)
+        if taken:
+            print(f"{name:>14}: taken from {file}", file=sys.stderr)
+        elif there:
+            print(f"{name:>14}: {file} was of other episodes or weights; evaluated anew", file=sys.stderr)
+        records.append(record)
+    return records
+
+
+def record_file(folder: Path, name: str) -> Path:
+    """Where `evaluate_entries` keeps the record of a prompter."""
+    return folder / f"{name.replace(' ', '_')}.json"
 
 
 def _pose(env: EngineVectorEnv, rows: NDArray[np.bool_], cases: list[EpisodeCase]) -> dict[str, NDArray]:

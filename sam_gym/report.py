@@ -142,17 +142,32 @@ def save_film_strip(path: Path, prompter: Prompter, record: Record, env: EngineV
     for quantile in (0.05, 0.35, 0.65, 0.95):
         case = record.cases[order[round(quantile * (len(order) - 1))]]
         posed = {"image": case.image, "object": case.object_id, "cue": np.array(case.cue)}
-        observations, _ = env.reset(options=posed)
-        episode = [_picture(env)]
-        terminated = np.zeros(1, np.bool_)
-        while not terminated.all():
-            observations, _, terminated, _, _ = env.step(prompter(observations, env))
-            episode.append(_picture(env))
+        episode = episode_frames(prompter, env, posed)
         blank = np.full_like(episode[0], 24)
         frames += [*episode, *[blank] * columns][:columns]
     picture = Image.fromarray(film_strip(frames, columns))
     with atomic_path(path) as temporary:
         picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS).save(temporary, "PNG")
+
+
+def episode_frames(
+    prompter: Prompter, env: EngineVectorEnv, posed: Mapping[str, Any], seed: int | None = None
+) -> list[NDArray[np.uint8]]:
+    """One whole episode as pictures (512, 448, 3) uint8: where it begins, and after every step.
+
+    Args:
+        prompter: Acts.
+        env: Vector environment of 1 with autoreset_mode="Disabled" and render_mode="rgb_array".
+        posed: Reset options; what they do not fix is drawn.
+        seed: Of what is drawn.
+    """
+    observations, _ = env.reset(seed=seed, options=dict(posed))
+    frames = [_picture(env)]
+    terminated = np.zeros(1, np.bool_)
+    while not terminated.all():
+        observations, _, terminated, _, _ = env.step(prompter(observations, env))
+        frames.append(_picture(env))
+    return frames
 
 
 def _picture(env: EngineVectorEnv) -> NDArray[np.uint8]:

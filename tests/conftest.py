@@ -22,6 +22,7 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 import sam_gym  # noqa: F401  (registers the environments)
+from sam_gym.cli import main
 
 os.environ.setdefault("SAM_GYM_DATA", str(Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -124,3 +125,22 @@ def _same(a: Any, b: Any, path: str = "result") -> None:
 
 def _largest(a: NDArray, b: NDArray) -> float:
     return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line; its exit status, stdout and stderr."""
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        status: object = 0
+        try:
+            main(arguments)
+        except SystemExit as ended:
+            status = ended.code
+        out, err = capsys.readouterr()
+        if isinstance(status, str):  # as Python does at the end of a program
+            status, err = 1, f"{err}{status}\n"
+        assert isinstance(status, int)
+        return status, out, err
+
+    return command

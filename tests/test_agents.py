@@ -25,6 +25,7 @@ from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sam_gym.envs import engine as engine_module
+from sam_gym.evaluation import evaluate_entries
 from sam_gym.prompters import centre
 from sam_gym.sam import load_sam
 from sam_gym.sam.tuning import Tuner
@@ -200,16 +201,12 @@ def test_evaluate_repeats_the_table(
     assert "agent.json was of other episodes or weights; evaluated anew" in said
 
 
-def test_stored_records_of_other_objects_do_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(str(AGENTS))
-    from training import evaluate_entries
-
+def test_stored_records_of_other_objects_do_not_count(tmp_path: Path) -> None:
     env = gymnasium.make_vec(
         ENV_ID, num_envs=2, split="val", checkpoint="tiny_random", device="cpu", autoreset_mode="Disabled"
     )
     counts = [len(evaluate_entries({"centre": centre}, env, tmp_path, n)[0].cases) for n in (2, 2, 4)]
     assert counts == [2, 2, 4]
-    sys.modules.pop("training")
 
 
 def picture_size(file: Path) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from sam_gym.data.images import read_image, to_rgb_uint8
 from sam_gym.data.segmentation import ObjectTable, SegmentationData
 from sam_gym.data.sources import DataUnavailableError
 from sam_gym.data.spec import DatasetSpec
+from sam_gym.data.unlabelled import UnlabelledData
 
 __all__ = [
     "DATASETS",
@@ -12,6 +13,7 @@ __all__ = [
     "DatasetSpec",
     "ObjectTable",
     "SegmentationData",
+    "UnlabelledData",
     "load_data",
     "read_image",
     "to_rgb_uint8",

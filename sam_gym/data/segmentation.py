@@ -57,12 +57,15 @@ class SegmentationData:
 
     Attributes:
         name, split, source, image_ids, min_area, max_area: As given.
+        labelled: Whether the objects' masks are known; only those of `UnlabelledData` are not.
         objects: The `ObjectTable`.
 
     Raises:
         ValueError: Lists of unequal length, repeated ids, an image that is none, labels that are no integers >= 0 or
             whose shape is not their image's, area limits below 1 or in the wrong order, or no object within them.
     """
+
+    labelled = True
 
     def __init__(
         self,

@@ -81,6 +81,13 @@ def locate(spec: DatasetSpec) -> Path:
     return root
 
 
+def folder_of(spec: DatasetSpec) -> Path | None:
+    """Where `locate` would look first and find a file of every name; what is in them is not looked at."""
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
+    roots = [*([Path(chosen).expanduser().resolve()] if chosen else []), data_cache()]
+    return next((root for root in roots if not _missing(spec, root)), None)
+
+
 def data_cache() -> Path:
     """Folder into which datasets are downloaded."""
     return fetching.cache_dir() / "data"

@@ -86,3 +86,13 @@ def read_splits(name: str) -> Mapping[str, tuple[str, ...]]:
     """
     tables = json.loads(resources.files("sam_gym.data").joinpath("splits.json").read_text(encoding="utf-8"))
     return MappingProxyType({split: tuple(ids) for split, ids in tables["datasets"][name].items()})
+
+
+def read_object_counts(name: str) -> dict[str, int]:
+    """Packaged numbers of objects, from `sam_gym/data/objects.json`: split name -> objects; so no image has to be read.
+
+    They hold for the dataset's environments (area limits: `sam_gym.registration.SETTINGS`). A name that is not in the
+    table has none.
+    """
+    tables = json.loads(resources.files("sam_gym.data").joinpath("objects.json").read_text(encoding="utf-8"))
+    return dict(tables["datasets"].get(name, {}))

@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from sam_gym.data import SegmentationData
 from sam_gym.envs.engine import NO_ROWS, PromptEngine
 from sam_gym.envs.rendering import render_episode
 from sam_gym.envs.settings import Settings
@@ -31,10 +32,12 @@ class EngineEnv(gymnasium.Env):
     metadata = METADATA
     settings_class: ClassVar[type[Settings]]
 
-    def __init__(self, *, render_mode: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self, *, render_mode: str | None = None, images: SegmentationData | None = None, **settings: Any
+    ) -> None:
         self.render_mode = _checked_render_mode(render_mode, self.metadata)
         self.settings = self.settings_class.parse(settings)
-        self.engine = PromptEngine(self.settings, num_envs=1)
+        self.engine = PromptEngine(self.settings, num_envs=1, images=images)
         self.action_space = self.engine.actions.space
         self.observation_space = self.engine.observation_space
         self._ready = False
@@ -86,6 +89,7 @@ class EngineVectorEnv(VectorEnv):
         autoreset_mode: "NextStep", "SameStep" or "Disabled".
         max_episode_steps: Truncate after so many steps; None never truncates.
         render_mode: "rgb_array" or None.
+        images: Your own images, instead of those that dataset, split and data name; see `PromptEngine`.
         **settings: As for the single environment.
     """
 
@@ -98,6 +102,7 @@ class EngineVectorEnv(VectorEnv):
         autoreset_mode: str | AutoresetMode = "NextStep",
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
+        images: SegmentationData | None = None,
         **settings: Any,
     ) -> None:
         if num_envs < 1:
@@ -108,7 +113,7 @@ class EngineVectorEnv(VectorEnv):
         self.render_mode = _checked_render_mode(render_mode, self.metadata)
         self.max_episode_steps = max_episode_steps
         self.settings = self.settings_class.parse(settings)
-        self.engine = PromptEngine(self.settings, num_envs)
+        self.engine = PromptEngine(self.settings, num_envs, images)
         self.single_action_space = self.engine.actions.space
         self.single_observation_space = self.engine.observation_space
         self.action_space = batch_space(self.single_action_space, num_envs)

@@ -45,6 +45,8 @@ class PromptEngine:
     Args:
         settings: Of one task, for example `sam_gym.envs.prompt.PromptSettings`.
         num_envs: N.
+        images: Take these instead of those that the settings name. Without truths (`UnlabelledData`) episodes go on as
+            ever; IoU, Dice and rewards are NaN.
 
     Attributes:
         episodes: The episodes as arrays.
@@ -52,12 +54,12 @@ class PromptEngine:
         box_only_iou: (N,) IoU of the cue box's own mask, where each episode began.
     """
 
-    def __init__(self, settings: Settings, num_envs: int) -> None:
+    def __init__(self, settings: Settings, num_envs: int, images: SegmentationData | None = None) -> None:
         self.settings = settings
         self.actions = settings.actions()
-        self.data: SegmentationData = load_data(
-            settings.dataset, settings.split, settings.data, settings.min_area, settings.max_area
-        )
+        if images is None:
+            images = load_data(settings.dataset, settings.split, settings.data, settings.min_area, settings.max_area)
+        self.data = images
         self.backend = get_backend(settings.checkpoint, settings.device, settings.precision)
         n = num_envs
         self.episodes = Episodes.blank(n, settings.max_prompts, settings.grid)
@@ -154,10 +156,10 @@ class PromptEngine:
             episodes.cue[i] = episodes.box[i] = episodes.last_box[i] = pose.cue
             episodes.view[i] = view_of(pose.cue, self.settings.view_scale)
         embeddings = self.backend.encode([self.data.image(pose.image) for pose in fresh.values()])
-        truths = [
-            torch.as_tensor(self.data.mask(pose.image, pose.object_id), device=self.backend.device)
-            for pose in fresh.values()
-        ]
+        truths: list[Tensor | None] = [None] * len(fresh)
+        if self.data.labelled:
+            masks = (self.data.mask(pose.image, pose.object_id) for pose in fresh.values())
+            truths = [torch.as_tensor(mask, device=self.backend.device) for mask in masks]
         return _Begun(np.fromiter(fresh, np.intp, len(fresh)), episodes, embeddings, truths)
 
     def _decode(self, prompted: Rows, begun: _Begun) -> _Decoded:
@@ -179,8 +181,10 @@ class PromptEngine:
             has_mask=has_mask,
         )
         embeddings = [_known(self._embeddings[row]) for row in prompted] + begun.embeddings
-        truths = [_known(self._truths[row]) for row in prompted] + begun.truths
         boxes = self.settings.sight.shows_mask_box
+        if not self.data.labelled:
+            return _Decoded.of(self.backend.decode(embeddings, batch, statistics=boxes))
+        truths = [_known(truth) for truth in (*(self._truths[row] for row in prompted), *begun.truths)]
         return _Decoded.of(self.backend.decode(embeddings, batch, truths=truths, statistics=boxes))
 
     def _finish_step(self, acted: Rows, prompted: Rows, decoded: _Decoded) -> NDArray[np.float64]:
@@ -213,7 +217,12 @@ class PromptEngine:
         self._observer.show(rows, decoded.logits, decoded.predicted_iou, first=first)
 
     def _hit(self, row: int) -> float:
-        """+1 or -1: does the newest click's label agree with the truth under it? 0 if the prompt was a box."""
+        """+1 or -1: does the newest click's label agree with the truth under it? 0 if the prompt was a box.
+
+        NaN where there is no truth.
+        """
+        if not self.data.labelled:
+            return np.nan
         slot = self.episodes.prompts[row] - 1
         label = self.episodes.labels[row, slot]
         if label < 0:
@@ -254,7 +263,13 @@ class PromptEngine:
         return (self.backend.upscale(self._logits[row], _known(self._embeddings[row])) > 0).cpu().numpy()
 
     def truth(self, row: int) -> NDArray[np.bool_]:
-        """(H, W) bool, the object itself. For oracles and pictures; never for agents."""
+        """(H, W) bool, the object itself. For oracles and pictures; never for agents.
+
+        Raises:
+            ValueError: The images have no truths.
+        """
+        if not self.data.labelled:
+            raise ValueError(f"{self.data.name} has no truths: nothing can be measured, and oracles cannot act")
         return _known(self._truths[row]).cpu().numpy()
 
 
@@ -265,7 +280,7 @@ class _Begun:
     rows: Rows
     episodes: Episodes
     embeddings: list[ImageEmbedding]
-    truths: list[Tensor]
+    truths: list[Tensor | None]
 
 
 @dataclass
@@ -283,12 +298,14 @@ class _Decoded:
 
     @classmethod
     def of(cls, masks: Masks) -> _Decoded:
-        """The single masks of a decode with truths, in one copy to the host."""
-        measured = _known(masks.statistics)
-        numbers = torch.stack([masks.predicted_iou.double(), measured.iou, measured.dice])[..., 0].cpu().numpy()
-        predicted, iou, dice = numbers
+        """The single masks of a decode, in one copy to the host; without truths IoU and Dice are NaN."""
+        measured, estimate = masks.statistics, masks.predicted_iou.double()
+        agreement = [torch.full_like(estimate, torch.nan)] * 2
+        if measured is not None and measured.intersection is not None:
+            agreement = [measured.iou, measured.dice]
+        predicted, iou, dice = torch.stack([estimate, *agreement])[..., 0].cpu().numpy()
         boxes = np.full((len(masks.logits), 4), np.nan, np.float32)
-        if measured.box is not None:
+        if measured is not None and measured.box is not None:
             some = (measured.area[:, 0] > 0).cpu().numpy()
             boxes[some] = measured.box[:, 0].cpu().numpy()[some]
         return cls(masks.logits[:, 0], predicted, iou, dice, boxes)

@@ -1,0 +1,151 @@
+"""What several commands of `sam-gym` need: messages, folders, prompters by name. Nothing slow is imported up here."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from sam_gym.fetching import embeddings_dir
+from sam_gym.registration import env_ids
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sam_gym.envs.base import EngineVectorEnv
+    from sam_gym.prompters import Prompter
+    from sam_gym.sb3.saved import SavedAgent
+
+MIB = 2**20
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+EnvId = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
+Precision = Literal["auto", "exact", "fast", "official"]
+Split = Literal["train", "val", "test"]
+DataMode = Literal["auto", "real", "synthetic"]
+
+
+def say(message: str) -> None:
+    """A message on stderr, above the progress bar where there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, 120 columns in a file, never below 80."""
+    from rich.console import Console
+
+    return Console(width=max(80, Console().width if sys.stdout.isatty() else 120))
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """The sentence that asks whether a known name was meant, with a space before it, or ""."""
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def embedding_root() -> Path:
+    """The folder of the embedding cache; ValueError if there is none."""
+    root = embeddings_dir()
+    if root is None:
+        raise ValueError("SAM_GYM_EMBEDDINGS=off: there is no embedding cache; unset it, or name a folder in it")
+    return root
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All image files of a folder and its subfolders, sorted; ValueError if there is none."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise ValueError(f"{folder} and its subfolders hold no image file ({', '.join(SUFFIXES)})")
+    return files
+
+
+def check_env_id(env_id: str) -> None:
+    """Raise ValueError, with what may have been meant, unless this is an id of the suite."""
+    if env_id not in env_ids():
+        raise ValueError(f"there is no environment {env_id!r}.{suggestion(env_id, env_ids())} `sam-gym list` shows all")
+
+
+# ------------------------------------------------------------------------------------------------------- prompters
+
+
+@dataclass(frozen=True)
+class NamedPrompter:
+    """What stands after --prompter: a saved model, or the name of a scripted prompter.
+
+    Attributes:
+        name: As records and tables call it.
+        agent: The model, or None.
+    """
+
+    name: str
+    agent: SavedAgent | None
+
+    @classmethod
+    def parse(cls, given: str, device: str) -> NamedPrompter:
+        """What ends in .zip or is a file is a model; "oracle-clicks" is the name "oracle clicks"."""
+        path = Path(given).expanduser()
+        if path.suffix != ".zip" and not path.is_file():
+            return cls(given.replace("-", " ").replace("_", " "), None)
+        agent = load_agent(path, device)
+        run = path.resolve().parent.name
+        return cls(run if path.stem == "model" else f"{run} {path.stem}", agent)
+
+    def settings(self, env_id: str, action_mode: str | None) -> dict[str, Any]:
+        """The settings that an environment needs for it.
+
+        Raises:
+            ValueError: The model is one of another task, or of another action mode than the one asked for.
+        """
+        if self.agent is None:
+            return {} if action_mode is None else {"action_mode": action_mode}
+        self.agent.check_task(env_id.partition("-")[0])
+        if action_mode not in (None, self.agent.settings.get("action_mode")):
+            trained = self.agent.settings.get("action_mode", "of its own")
+            raise ValueError(
+                f"{self.agent.file} acts in action mode {trained!r}: leave out --action-mode {action_mode}"
+            )
+        return self.agent.settings
+
+    def prompter(self, env: EngineVectorEnv, seed: int = 0) -> Prompter:
+        """It itself, for an environment made with `settings`.
+
+        Raises:
+            ValueError: No scripted prompter has this name in the environment's action mode; or the model was trained
+                on other observations.
+        """
+        from sam_gym.prompters import PROMPTERS
+
+        if self.agent is not None:
+            return self.agent.prompter(env)
+        mode = env.settings.action_mode
+        there = PROMPTERS.get(mode, {})
+        if self.name in there:
+            return there[self.name](seed)
+        elsewhere = [other for other, names in PROMPTERS.items() if self.name in names]
+        if elsewhere:
+            hint = f" It works in action mode {' or '.join(elsewhere)}."
+        else:
+            hint = suggestion(self.name, list(there))
+        raise ValueError(
+            f"there is no prompter {self.name!r} for action mode {mode!r}.{hint} There are: {', '.join(there)}; or the "
+            "model.zip of a trained agent"
+        )
+
+
+def load_agent(path: Path, device: str) -> SavedAgent:
+    """`sam_gym.sb3.saved.SavedAgent.load`; what is missing is told as an error of one line."""
+    if not path.is_file():
+        raise ValueError(f"there is no model {path}; agents/train_ppo.py writes runs/NAME/model.zip")
+    try:
+        from sam_gym.sb3.saved import SavedAgent
+    except ImportError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return SavedAgent.load(path, device)

@@ -1,0 +1,120 @@
+"""`sam-gym encode`: embed images ahead of a run. The work is done by `SamBackend`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sam_gym.commands.common import MIB, embedding_root, image_files, say, suggestion
+from sam_gym.progress import progress_bar
+from sam_gym.registration import DATASETS, env_ids
+
+Image = tuple[str, Callable[[], Any]]
+"""What messages call it, and what reads its pixels."""
+
+
+def encode(
+    images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET|FOLDER")],
+    split: Literal["all", "train", "val", "test"] = "all",
+    checkpoint: str = "mobile_sam",
+    device: str = "auto",
+    precision: Literal["auto", "exact", "fast"] = "auto",
+) -> None:
+    """Embed images ahead of a run, so that no environment waits for SAM's encoder.
+
+    For example:
+
+        sam-gym encode SamPrompt-ISBI-v0
+        sam-gym encode photos --checkpoint vit_b
+
+    Images whose embedding is there already are checked and skipped, so the same command goes on after an interruption.
+
+    Args:
+        images: A dataset (isbi2012, synthetic-em), an environment id, or a folder: all its PNG, JPEG, TIFF and BMP
+            files, those of its subfolders included.
+        split: Images of one split of a dataset, or all.
+        checkpoint: SAM weights: a name or a file.
+        device: Where the encoder runs: auto, cpu, cuda.
+        precision: Environments find only what was encoded in their own precision. exact: float32, 4 MiB an image with
+            MobileSAM; the default of gymnasium.make. fast: float16, 2 MiB. auto: fast where the hardware has bfloat16,
+            else exact; the default of agents/*.py.
+    """
+    root = embedding_root()
+    readers = _images_of(images, split)
+    from PIL.Image import DecompressionBombError
+
+    from sam_gym.sam import SamBackend
+
+    backend = SamBackend(checkpoint, device, precision, cache_bytes=1, disk_cache=root)
+    disk = backend.disk_cache
+    assert disk is not None, "a folder was given"
+    paths: set[Path] = set()
+    encoded = found = failed = 0
+    interrupted = False
+    started = time.perf_counter()
+    with progress_bar("encode", len(readers), "image") as bar:
+        try:
+            for name, read in readers:
+                before = backend.encoder_calls
+                try:
+                    paths.add(disk.path(backend.encode([read()])[0].key))
+                except (ValueError, OSError, DecompressionBombError) as error:
+                    say(f"cannot encode {name}: {error}")
+                    failed += 1
+                else:
+                    new = backend.encoder_calls - before
+                    encoded, found = encoded + new, found + 1 - new
+                bar.update()
+                if disk.write_error is not None:
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+    size = sum(path.stat().st_size for path in paths if path.exists()) / MIB
+    print(
+        f"{encoded + found + failed} of {len(readers)} images: {encoded} encoded, {found} found, {failed} failed; "
+        f"{size:.1f} MiB, {time.perf_counter() - started:.1f} s, {disk.root / disk.namespace}"
+    )
+    if interrupted:
+        say("stopped; the same command goes on from here")
+        sys.exit(130)
+    if disk.write_error is not None:
+        sys.exit(f"error: stopped, since the last embedding could not be stored: {disk.write_error}")
+    if failed:
+        sys.exit(1)
+
+
+def _images_of(what: str, split: str) -> list[Image]:
+    """The images of a dataset, an environment id or a folder."""
+    known = [*DATASETS.values(), *env_ids()]
+    if what in known:
+        return _images_of_dataset(what, split)
+    folder = Path(what).expanduser()
+    if not folder.is_dir():
+        kind = "is a file; name its folder" if folder.exists() else "is no dataset, environment id or folder"
+        known_names = f"Known names: {', '.join(known)}; or the path of a folder of images"
+        raise ValueError(f"{what!r} {kind}.{suggestion(what, known)} {known_names}")
+    if split != "all":
+        raise ValueError(f"a folder has no splits: leave out --split {split}, or name the subfolder")
+    from sam_gym.data import read_image
+
+    return [(str(path), partial(read_image, path)) for path in image_files(folder)]
+
+
+def _images_of_dataset(what: str, split: str) -> list[Image]:
+    import gymnasium
+
+    from sam_gym.data import load_data
+
+    name = str(gymnasium.spec(what).kwargs["dataset"]) if what in env_ids() else what
+    splits = ("train", "val", "test") if split == "all" else (split,)
+    return [
+        (f"{name} {data.split} {image_id}", partial(data.image, image_id))
+        for data in (load_data(name, each) for each in splits)
+        for image_id in data.image_ids
+    ]

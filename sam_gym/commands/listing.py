@@ -1,0 +1,115 @@
+"""`sam-gym list` and `sam-gym fetch`: which environments there are, and the files that they need."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from typing import Annotated, Any
+
+import gymnasium
+import tyro
+
+from sam_gym.commands.common import console, say, suggestion
+from sam_gym.registration import env_ids
+
+
+def list_environments(
+    as_json: Annotated[bool, tyro.conf.arg(name="json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List all environment ids with their data: what is there, what would be fetched, and on which terms.
+
+    For example:
+
+        sam-gym list
+        sam-gym list --json
+
+    Objects are those of the training, validation and test split. Files are looked for by name in $SAM_GYM_DATA and in
+    the cache; nothing is downloaded and nothing read.
+    """
+    rows = [_row(env_id) for env_id in env_ids()]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("id", no_wrap=True)
+    table.add_column("objects", justify="right", no_wrap=True)
+    table.add_column("data", no_wrap=True)
+    table.add_column("terms")
+    for row in rows:
+        objects = "/".join(str(count) for count in row["objects"].values()) if row["objects"] else ""
+        table.add_row(row["id"], objects, _state(row), row["licence"])
+    console().print(table)
+    print("objects: train/val/test")
+    if any(row["state"] == "to be fetched" for row in rows):
+        print("to be fetched: at first use, or by `sam-gym fetch ID`")
+
+
+def _row(env_id: str) -> dict[str, Any]:
+    from sam_gym.data import DATASETS, sources
+    from sam_gym.data.spec import read_object_counts
+
+    spec = DATASETS[str(gymnasium.spec(env_id).kwargs["dataset"])]
+    folder = sources.folder_of(spec) if spec.files else None
+    return {
+        "id": env_id,
+        "dataset": spec.name,
+        "objects": read_object_counts(spec.name),
+        "state": "generated" if not spec.files else "there" if folder else "to be fetched",
+        "folder": str(folder) if folder else None,
+        "megabytes": round(sum(file.bytes for file in spec.files) / 1e6, 1),
+        "stand_in": spec.stand_in,
+        "licence": spec.licence,
+        "citation": spec.citation,
+    }
+
+
+def _state(row: dict[str, Any]) -> str:
+    if row["state"] != "to be fetched":
+        return row["state"]
+    otherwise = f", else {row['stand_in']}" if row["stand_in"] else ""
+    return f"to be fetched, {row['megabytes']} MB{otherwise}"
+
+
+def fetch(
+    names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME ...")],
+) -> None:
+    """Fetch data and weights ahead of a run, each file checked by its sha256.
+
+    For example:
+
+        sam-gym fetch SamPrompt-ISBI-v0 mobile_sam
+        sam-gym fetch isbi2012 vnc-cells
+
+    What is there already is checked and kept; a name that fails is reported and the others go on.
+
+    Args:
+        names: Datasets, environment ids, and names of SAM weights.
+    """
+    from sam_gym.data import DATASETS, sources
+    from sam_gym.sam.sources import CHECKPOINTS, file_of
+
+    known = [*DATASETS, *env_ids(), *CHECKPOINTS]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"{unknown[0]!r} is no dataset, environment id or SAM weights.{suggestion(unknown[0], known)} Known names: "
+            f"{', '.join(known)}"
+        )
+    failed = False
+    for name in names:
+        if name in CHECKPOINTS:
+            weights = CHECKPOINTS[name]
+            get = partial(file_of, weights) if weights.seed is None else None
+        else:
+            spec = DATASETS[str(gymnasium.spec(name).kwargs["dataset"]) if name in env_ids() else name]
+            get = partial(sources.locate, spec) if spec.files else None
+        try:
+            print(f"{name}: {get() if get else 'made by the program, nothing to fetch'}")
+        except (RuntimeError, OSError) as error:
+            say(f"cannot fetch {name}: {error}")
+            failed = True
+    if failed:
+        sys.exit(1)

@@ -1,0 +1,193 @@
+"""`sam-gym segment`: masks for one's own images and boxes. The work is done by `Segmenter` and `SegmentFolder`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import tyro
+
+from sam_gym.commands.common import Precision, image_files, load_agent, say, suggestion
+from sam_gym.progress import progress_bar
+
+if TYPE_CHECKING:
+    from sam_gym.contact_sheet import Tile
+    from sam_gym.cue_boxes import CueBox
+    from sam_gym.segment_folder import BoxRow, SegmentFolder
+    from sam_gym.segmenting import Segmenter
+
+TILES = 48
+"""Images on the contact sheet; of more, so many evenly spread."""
+
+
+def segment(
+    images: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    boxes: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    agent: Annotated[Path | None, tyro.conf.arg(metavar="MODEL.zip")] = None,
+    checkpoint: str = "mobile_sam",
+    device: str = "auto",
+    precision: Precision = "auto",
+    overwrite: bool = False,
+) -> None:
+    """Segment images of your own: a box around each object goes in, a mask of each comes out.
+
+    For example:
+
+        sam-gym segment --images photos --boxes boxes.csv --out masks
+        sam-gym segment --images photos --boxes boxes.csv --out better --agent runs/NAME/model.zip
+
+    The first takes SAM's mask of each box as it is; in the second a trained agent improves it by clicks or by moving
+    the box, as it was trained to. boxes.csv has a header and a row a box, in pixels of the image:
+
+        image,x0,y0,x1,y1
+        cell-01.png,120,44,260,190
+
+    It writes into --out:
+
+        labels/IMAGE.png    integers: 0, or the box's label; where masks overlap, of the smaller one
+        boxes.csv           a row a box: label, area, SAM's own estimate of the IoU, prompts given, or the error
+        contact_sheet.png   images, boxes and masks to look at
+        run.json            agent, SAM, settings and versions
+
+    An image that fails is reported and the others go on; exit status 1 then. Ctrl-C keeps what is done, and the same
+    command goes on from there. Embeddings are kept as by sam-gym encode.
+
+    Args:
+        images: Folder of PNG, JPEG, TIFF and BMP files, those of its subfolders included.
+        boxes: CSV as above (x1 and y1 exclusive; images by their path below --images; a column id, 1..65535, sets
+            labels that are else 1, 2, ... in each image), or the JSON of a COCO dataset.
+        out: Folder of the results.
+        agent: A model from agents/train_ppo.py; without one, the boxes alone. Whether it clicks or moves boxes is read
+            off the file, which can run code: use models of people you trust.
+        checkpoint: SAM weights: a name or a file, for an agent those it was trained with.
+        device: Where SAM and the agent run: auto, cpu, cuda.
+        precision: SAM's decoder: exact (float32), fast (bfloat16), official (segment_anything's own), auto (fast where
+            the hardware has bfloat16, else exact).
+        overwrite: Do everything again, whatever is there.
+    """
+    if not images.is_dir():
+        raise ValueError(f"--images {images} is no folder")
+    from sam_gym.cue_boxes import read_cue_boxes
+
+    cues = read_cue_boxes(boxes)
+    names = _files_of(images, out, cues)
+    from sam_gym.report import provenance
+    from sam_gym.segment_folder import SegmentFolder
+    from sam_gym.segmenting import Segmenter
+
+    segmenter = Segmenter(None if agent is None else load_agent(agent, device), checkpoint, device, precision)
+    results = SegmentFolder(out)
+    results.open(segmenter.provenance(), provenance(), overwrite=overwrite)
+    waiting = [name for name in cues if not results.done(name, cues[name])]
+    worked, interrupted = [], False
+    with progress_bar("segment", len(cues), "image", done=len(cues) - len(waiting)) as bar:
+        try:
+            for name in waiting:
+                rows, labels = _segment_one(segmenter, name, images, cues[name], names)
+                results.write(name, rows, labels)
+                worked.append(name)
+                for error in dict.fromkeys(row.error for row in rows if row.error):
+                    say(f"cannot segment {name}: {error}")
+                bar.update()
+        except KeyboardInterrupt:
+            interrupted = True
+    results.close(list(cues))
+    if not interrupted:
+        _write_sheet(results, images, cues, out / "contact_sheet.png")
+    _summarise(results, len(cues), len(cues) - len(waiting), worked, interrupted)
+
+
+def _files_of(folder: Path, out: Path, cues: Mapping[str, object]) -> set[str]:
+    """The image files, by their paths below the folder; images without a box are told of."""
+    inside = out.resolve()
+    files = [path for path in image_files(folder) if inside not in path.resolve().parents]
+    names = {path.relative_to(folder).as_posix() for path in files}
+    if without := sorted(names - cues.keys()):
+        say(f"{len(without)} of {len(names)} images have no box and are left out, for one {without[0]}")
+    targets: dict[PurePosixPath, str] = {}
+    for name in cues:
+        other = targets.setdefault(PurePosixPath(name).with_suffix(""), name)
+        if other != name:
+            raise ValueError(f"{other} and {name} would have one label image: rename one of them")
+    return names
+
+
+def _segment_one(
+    segmenter: Segmenter, name: str, folder: Path, cues: Sequence[CueBox], names: set[str]
+) -> tuple[list[BoxRow], np.ndarray | None]:
+    """The rows of one image, and its label image unless nothing of it could be done."""
+    from PIL.Image import DecompressionBombError
+
+    from sam_gym.data import read_image
+    from sam_gym.segment_folder import BoxRow
+    from sam_gym.segmenting import label_image
+
+    try:
+        if name not in names:
+            raise ValueError(f"there is no image file {folder / name}.{suggestion(name, sorted(names))}")
+        image = read_image(folder / name)
+        height, width = image.shape[:2]
+        inside = [c for c in cues if c.box[0] < width and c.box[1] < height and c.box[2] > 0 and c.box[3] > 0]
+        segments = dict(zip(inside, segmenter(image, [cue.box for cue in inside]) if inside else [], strict=True))
+    except (ValueError, OSError, RuntimeError, MemoryError, DecompressionBombError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        return [BoxRow.of(name, cue, error=message) for cue in cues], None
+    rows = []
+    for cue in cues:
+        if (one := segments.get(cue)) is None:
+            box = ", ".join(f"{value:g}" for value in cue.box)
+            reason = f"the box {box} lies outside the image of {width} x {height} px"
+            rows.append(BoxRow.of(name, cue, error=reason))
+        else:
+            estimate = f"{one.predicted_iou:.4f}"
+            rows.append(BoxRow.of(name, cue, area=str(one.area), predicted_iou=estimate, prompts=str(one.prompts)))
+    return rows, label_image((height, width), [cue.label for cue in segments], list(segments.values()))
+
+
+def _write_sheet(results: SegmentFolder, folder: Path, cues: Mapping[str, Sequence[CueBox]], path: Path) -> None:
+    from sam_gym.contact_sheet import contact_sheet
+    from sam_gym.fetching import atomic_path
+
+    names = sorted(cues)
+    chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(TILES, len(names))).round().astype(int))]
+    sheet = contact_sheet([_tile(results, folder, name, cues[name]) for name in chosen])
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, "PNG")
+
+
+def _tile(results: SegmentFolder, folder: Path, name: str, cues: Sequence[CueBox]) -> Tile:
+    from sam_gym.contact_sheet import Tile
+    from sam_gym.data import read_image
+    from sam_gym.data.images import open_pixels
+
+    errors = [row.error for row in results.rows[name] if row.error]
+    labels = results.label_path(name)
+    if not (labels.is_file() and (folder / name).is_file()):
+        return Tile(name, errors[0] if errors else "the image is no longer there", failed=True)
+    good = [row for row in results.rows[name] if not row.error]
+    mean = sum(float(row.predicted_iou) for row in good) / max(1, len(good))
+    what = "box" if len(good) == 1 else "boxes"
+    note = f"{len(good)} {what}, SAM's own estimate of IoU {mean:.2f}" + (f", {len(errors)} failed" if errors else "")
+    picture, boxes = read_image(folder / name), {cue.label: cue.box for cue in cues}
+    return Tile(name, note, picture, open_pixels(labels), boxes, failed=bool(errors))
+
+
+def _summarise(results: SegmentFolder, images: int, found: int, worked: Sequence[str], interrupted: bool) -> None:
+    rows = [row for name in worked for row in results.rows[name]]
+    failed = [name for name in worked if any(row.error for row in results.rows[name])]
+    empty = sum(row.area == "0" for row in rows)
+    print(
+        f"{found + len(worked)} of {images} images: {len(worked) - len(failed)} segmented, {found} found, "
+        f"{len(failed)} failed; {sum(not row.error for row in rows)} masks"
+        + (f", {empty} of them empty" if empty else "")
+        + f"; {results.folder}"
+    )
+    if interrupted:
+        say("stopped; the same command goes on from here")
+        sys.exit(130)
+    if failed:
+        sys.exit(1)
