@@ -3,6 +3,7 @@
     python agents/train_ppo.py                                  the default agent on SamPrompt-ISBI-v0
     python agents/train_ppo.py --env SamPrompt-Synthetic-v0     on generated sections, with nothing downloaded
     python agents/train_ppo.py --env SamBoxRefine-ISBI-v0       move the sides of boxes instead of clicking
+    python agents/train_ppo.py --env SamPromptSemantic-WBC-v0   click until all of a class is found, told by a text
     python agents/train_ppo.py --clone-steps 0 --ppo-steps 8000 PPO from scratch
     python agents/train_ppo.py --resume runs/NAME               go on where an interrupted run stopped
 
@@ -50,6 +51,11 @@ class Arguments:
     """Where SAM and the policy run: auto, cpu, cuda."""
     precision: str = "auto"
     """SAM's decoder: exact (float32), fast (bfloat16), auto (fast where the hardware has bfloat16)."""
+    reward: str | None = None
+    """What PPO is rewarded for: iou, dice, hit, clip; default the environment's own. Cloning has an oracle that knows
+    the truth: with clip and --clone-steps 0 none is needed to train."""
+    clip: str = "clip-micro"
+    """CLIP of targets in words and of the reward clip."""
     eval_objects: int = 81
     """Validation objects at each evaluation while training, evenly spread over the split."""
     evaluations: int = 3
@@ -72,6 +78,7 @@ def main() -> None:
         sys.exit(f"{error}\nTraining needs the extra: pip install -e '.[sb3]'")
     from sam_gym.data import DataUnavailableError
     from sam_gym.sam import CheckpointError
+    from sam_gym.semantics import ClipError
 
     run: Any = None
     started = time.perf_counter()
@@ -80,7 +87,7 @@ def main() -> None:
         run.clone()
         run.ppo()
         run.report()
-    except (DataUnavailableError, CheckpointError, ValueError, gymnasium.error.Error) as error:
+    except (DataUnavailableError, CheckpointError, ClipError, ValueError, gymnasium.error.Error) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         if run is None:

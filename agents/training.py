@@ -25,18 +25,23 @@ from tqdm import tqdm
 
 from sam_gym import report
 from sam_gym.envs.base import EngineVectorEnv
-from sam_gym.evaluation import Record, encode_images, evaluate, evaluate_entries
+from sam_gym.evaluation import encode_images, evaluate, evaluate_entries
 from sam_gym.fetching import atomic_path, write_json
 from sam_gym.naming import did_you_mean
 from sam_gym.progress import progress_bar
-from sam_gym.prompters import PROMPTERS, Prompter
+from sam_gym.prompters import Prompter, baselines
+from sam_gym.records import Record
 from sam_gym.sb3 import ALGORITHMS, BoxPolicy, Cloner, CloneSettings, ModelPrompter, SamVecEnv, load_model
+from sam_gym.sb3.recalibrating import RecalibratingSettings, RecalibrationCallback, Recalibrator
 
 if TYPE_CHECKING:
     from train_ppo import Arguments
 
 RESERVED = ("n_envs", "n_timesteps", "policy", "reward_scale", "clone")
 """Entries of a config section that are not arguments of the algorithm."""
+
+OPTIONAL = ("env_kwargs", "eval_env_kwargs", "recalibration")
+"""More of them, that a section may do without."""
 
 
 class Training:
@@ -51,10 +56,19 @@ class Training:
         self.folder, self.state = folder, state
         arguments, config = state["arguments"], state["config"]
         self.seed = arguments["seed"]
-        self.settings = {name: arguments[name] for name in ("data", "checkpoint", "device", "precision")}
+        names = ("data", "checkpoint", "device", "precision", "clip")
+        self.settings = {name: arguments[name] for name in names if name in arguments}  # older runs have no clip
         set_random_seed(self.seed)
-        train = self._environment("train", "SameStep", config["n_envs"])
-        self.val = self._environment("val", "Disabled", config["n_envs"])
+        reward = {} if arguments.get("reward") is None else {"reward": arguments["reward"]}
+        train = self._environment("train", "SameStep", config["n_envs"], **{**train_kwargs(config), **reward})
+        self.val = self._environment("val", "Disabled", config["n_envs"], **evaluation_kwargs(config))
+        self.recalibrator: Recalibrator | None = None
+        if "recalibration" in config:
+            self.recalibrator = Recalibrator(train, RecalibratingSettings(**config["recalibration"]), self.seed)
+            if (folder / "recalibration.pt").is_file():
+                self.recalibrator.resume(folder / "recalibration.pt")
+            assert self.val.engine.labeler is not None, "both environments have the same labeler"
+            self.val.engine.labeler.use(self.recalibrator.module)
         encode_images(train.engine.backend, [train.engine.data, self.val.engine.data])
         self.train = train
         self.venv = SamVecEnv(train, reward_scale=config["reward_scale"])
@@ -87,7 +101,8 @@ class Training:
         if (folder / "state.json").exists():
             raise ValueError(f"{folder} holds a run already: take it up with --resume {folder}, or name another folder")
         stated = {n: getattr(arguments, n) for n in (
-            "env", "seed", "data", "checkpoint", "device", "precision", "eval_objects", "evaluations", "test_objects"
+            "env", "seed", "data", "checkpoint", "device", "precision", "reward", "clip", "eval_objects", "evaluations",
+            "test_objects",
         )}  # fmt: skip
         state = {
             "arguments": stated, "config": config, "stage": "clone", "points": [], "best": None,
@@ -104,6 +119,7 @@ class Training:
         settings = CloneSettings(**self.state["config"]["clone"])
         if self.state["stage"] != "clone":
             return
+        self._warm_up()
         if settings.total_timesteps == 0:
             self._enter("ppo")
             return
@@ -137,6 +153,21 @@ class Training:
         self._enter("ppo")
         shutil.rmtree(rounds)
 
+    def _warm_up(self) -> None:
+        """Train the recalibration module, if there is one, with random clicks before there is an agent."""
+        recalibrator = self.recalibrator
+        if recalibrator is None or recalibrator.warmed_up >= recalibrator.settings.warm_up:
+            return
+        with progress_bar("module", recalibrator.settings.warm_up, "step", done=recalibrator.warmed_up) as bar:
+
+            def after_step(trained: Recalibrator, loss: float) -> None:
+                bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+                bar.update()
+                if trained.warmed_up % 10 == 0 or trained.warmed_up == trained.settings.warm_up:
+                    trained.store(self.folder / "recalibration.pt")
+
+            recalibrator.warm_up(after_step)
+
     def ppo(self) -> None:
         """Go on with MaskablePPO; the best model on the validation split, the clone included, is kept."""
         total = self.state["config"]["n_timesteps"]
@@ -152,7 +183,10 @@ class Training:
             self.model.policy.load_state_dict(self._load(self.folder / "clone.zip").policy.state_dict())
         if done < total:
             with progress_bar("PPO", total, "step", done=done) as bar:
-                self.model.learn(total - done, callback=_PPOProgress(self, bar), reset_num_timesteps=done == 0)
+                callbacks: list[BaseCallback] = [_PPOProgress(self, bar)]
+                if self.recalibrator is not None:
+                    callbacks.append(RecalibrationCallback(self.recalibrator))
+                self.model.learn(total - done, callback=callbacks, reset_num_timesteps=done == 0)
             self._note("ppo", self.model.num_timesteps, force=True)
         if self.state["best"] is None:  # no training at all was asked for
             self._note("ppo", 0, force=True)
@@ -164,15 +198,15 @@ class Training:
         started = time.perf_counter()
         self.keep()
         agent = ModelPrompter(self._load(self.folder / "model.zip"))
-        entries: dict[str, Prompter] = {
-            name: make(0) for name, make in PROMPTERS[self.train.settings.action_mode].items()
-        }
-        if (self.folder / "clone.zip").is_file():
+        entries = baselines(self.train.settings)
+        if (self.folder / "clone.zip").is_file() and self.recalibrator is None:  # else the module was another one then
             entries["clone alone"] = ModelPrompter(self._load(self.folder / "clone.zip"))
         entries["agent"] = agent
-        test = self._environment("test", "Disabled", self.state["config"]["n_envs"])
+        config = self.state["config"]
+        kwargs = evaluation_kwargs(config, self.folder / "model.zip")
+        test = self._environment("test", "Disabled", config["n_envs"], **kwargs)
         records = evaluate_entries(entries, test, self.folder / "evaluations", self.state["arguments"]["test_objects"])
-        pictures = self._environment("test", "Disabled", 1, render_mode="rgb_array")
+        pictures = self._environment("test", "Disabled", 1, render_mode="rgb_array", **kwargs)
         self.state["seconds"]["report"] += time.perf_counter() - started
         write_report(self.folder, self.title, records, agent, pictures, self.state)
         best = self.state["best"]
@@ -183,17 +217,18 @@ class Training:
     @property
     def title(self) -> str:
         """Over tables and pictures: which environment, which pixels."""
-        source = self.train.engine.data.source
+        data = self.train.engine.data
         arguments = self.state["arguments"]
-        stand_in = "" if source == self.train.settings.dataset else f", STAND-IN DATA {source}"
+        stand_in = "" if data.source == data.name else f", STAND-IN DATA {data.source}"
         return f"{arguments['env']}, {arguments['checkpoint']}, seed {arguments['seed']}{stand_in}"
 
     def keep(self) -> str:
         """Make model.zip the best model so far, or the current one if none was evaluated yet; says which."""
         best = self.folder / "best.zip"
         if best.is_file():
-            with atomic_path(self.folder / "model.zip") as path:
-                path.write_bytes(best.read_bytes())
+            for file in filter(Path.is_file, (best, module_of(best))):
+                with atomic_path(self.folder / f"model{file.suffix}") as path:
+                    path.write_bytes(file.read_bytes())
             kept = self.state["best"]
             return f"model.zip is the {kept['stage']} model after {kept['timesteps']} steps"
         self._save_model("model.zip")
@@ -233,7 +268,8 @@ class Training:
     def _new_model(self) -> PPO | MaskablePPO:
         config = self.state["config"]
         algorithm, policy = ALGORITHMS[config["policy"]]
-        arguments = {name: _schedule(value) for name, value in config.items() if name not in RESERVED}
+        others = (*RESERVED, *OPTIONAL)
+        arguments = {name: _schedule(value) for name, value in config.items() if name not in others}
         model = algorithm(policy, VecMonitor(self.venv), seed=self.seed, device=self.settings["device"], **arguments)
         model.set_logger(configure(str(self.folder / "tensorboard"), ["tensorboard"]))
         return model
@@ -247,6 +283,8 @@ class Training:
     def _save_model(self, name: str) -> None:
         with atomic_path(self.folder / name) as path, open(path, "wb") as file:
             self.model.save(file)
+        if self.recalibrator is not None:
+            self.recalibrator.module.save(module_of(self.folder / name))
 
     def _save_state(self) -> None:
         write_json(self.folder / "state.json", self.state)
@@ -294,6 +332,8 @@ class _PPOProgress(BaseCallback):
         self._count_seconds()
         if self.num_timesteps:
             self.run._save_model("checkpoint.zip")
+            if self.run.recalibrator is not None:
+                self.run.recalibrator.store(self.run.folder / "recalibration.pt")
             self.run._note("ppo", self.num_timesteps)
             self.run._save_state()
         self.started = time.perf_counter()
@@ -307,6 +347,22 @@ class _PPOProgress(BaseCallback):
 
     def _count_seconds(self) -> None:
         self.run.state["seconds"]["ppo"] += time.perf_counter() - self.started
+
+
+def module_of(model: Path) -> Path:
+    """The file of the recalibration module that belongs to a saved model."""
+    return model.with_suffix(".safetensors")
+
+
+def train_kwargs(config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a recipe's training environment."""
+    return {**config.get("env_kwargs", {}), **({"labeler": "srm"} if "recalibration" in config else {})}
+
+
+def evaluation_kwargs(config: dict[str, Any], model: Path | None = None) -> dict[str, Any]:
+    """Arguments of the environment that a recipe's model is evaluated in; without a file its module is yet to come."""
+    kwargs = {**train_kwargs(config), **config.get("eval_env_kwargs", {})}
+    return {**kwargs, "labeler": str(module_of(model))} if model is not None and "labeler" in kwargs else kwargs
 
 
 def write_report(
@@ -342,7 +398,10 @@ def _hyper_parameters(file: Path, env: str) -> dict[str, Any]:
     if policy is not None and policy not in ALGORITHMS:
         raise ValueError(f"{where}: policy {policy!r} is unknown; there are {', '.join(ALGORITHMS)}")
     algorithm = ALGORITHMS.get(policy, (MaskablePPO,))[0]
-    _check_entries(section, {*inspect.signature(algorithm).parameters, *RESERVED}, where)
+    _check_entries(section, {*inspect.signature(algorithm).parameters, *RESERVED, *OPTIONAL}, where)
+    _check_entries(
+        section.get("recalibration", {}), {f.name for f in fields(RecalibratingSettings)}, f"{where}, recalibration"
+    )
     _check_entries(section["clone"], {f.name for f in fields(CloneSettings)}, f"{where}, clone")
     return section
 

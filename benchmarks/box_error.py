@@ -32,10 +32,11 @@ from numpy.typing import NDArray
 from sam_gym import report
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.box_refine import OUTWARD
-from sam_gym.evaluation import Record, encode_images, evaluate_stored, make_evaluation_env, select_cases
+from sam_gym.evaluation import encode_images, evaluate_stored, make_evaluation_env, select_cases
 from sam_gym.fetching import atomic_path
 from sam_gym.metrics import Interval, bootstrap_mean
 from sam_gym.prompters import IterativeBox, Prompter, box_only, tight_boxes
+from sam_gym.records import Record
 from sam_gym.registration import DATASETS
 from sam_gym.sb3 import ModelPrompter, load_model
 

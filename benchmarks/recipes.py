@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 from sam_gym import report
-from sam_gym.evaluation import Record
+from sam_gym.records import Record
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "recipes.json"

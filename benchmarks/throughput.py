@@ -39,6 +39,7 @@ from sam_gym.boxes import noisy_box
 from sam_gym.data import SegmentationData, load_data
 from sam_gym.envs import observations, references
 from sam_gym.envs.episode import GridActions
+from sam_gym.envs.sights import Clicks
 from sam_gym.evaluation import encode_images
 from sam_gym.fetching import embeddings_dir, write_json
 from sam_gym.progress import progress_bar
@@ -290,8 +291,9 @@ def overhead(bench: Bench) -> Iterable[Row]:
 def memory(bench: Bench) -> Iterable[Row]:
     """The rollout buffer of PPO with 16 environments x 128 steps, action masks included."""
     grid, prompts = 16, 5
-    seen = {"full": observations.observation_space(bench.exact.embedding_channels, grid),
-            "reference": references.observation_space(prompts)}  # fmt: skip
+    sight = Clicks()
+    full = observations.observation_space(bench.exact.embedding_channels, grid, len(sight.channels), len(sight.numbers))
+    seen = {"full": full, "reference": references.observation_space(sight, prompts)}
     for name, space in seen.items():
         buffer = MaskableDictRolloutBuffer(128, space, GridActions(grid).space, device="cpu", n_envs=16)
         arrays = [*buffer.observations.values(), *(a for a in vars(buffer).values() if isinstance(a, np.ndarray))]

@@ -1,6 +1,7 @@
-"""`evaluate`: one prompter over every object of a split, exactly once, from fixed cues -> a record of IoU curves.
+"""`evaluate`: one prompter over every object of a split, exactly once, from fixed cues -> a `Record`.
 
-`evaluate_stored` keeps records on disk, `make_evaluation_env` makes the environment; tables and pictures are not here.
+`evaluate_stored` keeps records on disk, `make_evaluation_env` makes the environment; what a record says is in
+`sam_gym.records`, tables and pictures are not here either.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,15 @@ from sam_gym.data import SegmentationData
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.settings import Settings
 from sam_gym.fetching import write_json
-from sam_gym.metrics import Interval, bootstrap_mean
+from sam_gym.metrics import boundary_iou
 from sam_gym.progress import progress_bar
 from sam_gym.prompters import Prompter
+from sam_gym.records import EpisodeCase, Record, is_record
 from sam_gym.sam.backend import SamBackend
 from sam_gym.sam.checkpoints import checkpoint_id
 
 EPISODE_LIST_VERSION = 1
 """Changes whenever the rule by which cue boxes are drawn for evaluation changes."""
-
-
-@dataclass(frozen=True)
-class EpisodeCase:
-    """One fixed episode: image index, object id, cue box in image pixels."""
-
-    image: int
-    object_id: int
-    cue: tuple[float, float, float, float]
 
 
 def episode_list(data: SegmentationData, settings: Settings) -> list[EpisodeCase]:
@@ -55,75 +48,14 @@ def episode_list(data: SegmentationData, settings: Settings) -> list[EpisodeCase
         name = f"{EPISODE_LIST_VERSION}/{data.source}/{data.image_ids[image]}/{object_id}"
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
         height, width = data.image(int(image)).shape[:2]
-        x0, y0, x1, y1 = (float(v) for v in settings.draw_cue(tight, (height, width), rng))
-        cases.append(EpisodeCase(int(image), int(object_id), (x0, y0, x1, y1)))
+        cue = settings.draw_cue(tight, (height, width), rng).tolist() if settings.has_cue else None
+        cases.append(EpisodeCase(int(image), int(object_id), cue and tuple(cue)))
     return cases
 
 
 def episode_list_hash(cases: Sequence[EpisodeCase]) -> str:
     """Sha256 of an episode list."""
     return hashlib.sha256(json.dumps([asdict(case) for case in cases]).encode()).hexdigest()
-
-
-@dataclass
-class Record:
-    """What one prompter did on one split.
-
-    Attributes:
-        name: The prompter's name.
-        iou: (M, T + 1) float64 to 6 digits, IoU after 0..T prompts; after stop the last value is carried on.
-        prompts: (M,) int64 prompts given.
-        cases: The M episodes.
-        provenance: What `evaluation_provenance` says, and seconds.
-    """
-
-    name: str
-    iou: NDArray[np.float64]
-    prompts: NDArray[np.int64]
-    cases: list[EpisodeCase]
-    provenance: dict[str, Any]
-
-    @property
-    def curve(self) -> NDArray[np.float64]:
-        """(T + 1,) mean IoU after 0..T prompts."""
-        return self.iou.mean(axis=0)
-
-    @property
-    def gain(self) -> Interval:
-        """Mean IoU gained over the box alone, with the paired bootstrap interval."""
-        return bootstrap_mean(self.iou[:, -1] - self.iou[:, 0])
-
-    def summary(self) -> dict[str, Any]:
-        """The numbers of a table row, JSON-able."""
-        final = bootstrap_mean(self.iou[:, -1])
-        return {
-            "name": self.name,
-            "objects": len(self.iou),
-            "iou_after_prompts": [round(float(v), 6) for v in self.curve],
-            "final_iou": asdict(final),
-            "gain_over_box_only": asdict(self.gain),
-            "mean_prompts": float(self.prompts.mean()),
-            **self.provenance,
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """Summary and everything per object, JSON-able."""
-        objects = [
-            {**asdict(case), "iou": curve.tolist(), "prompts": int(prompts)}
-            for case, curve, prompts in zip(self.cases, self.iou, self.prompts, strict=True)
-        ]
-        return {"summary": self.summary(), "objects": objects}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Record:
-        """The record that `to_json` stored."""
-        objects = stored["objects"]
-        cases = [EpisodeCase(o["image"], o["object_id"], tuple(o["cue"])) for o in objects]
-        iou, prompts = np.array([o["iou"] for o in objects]), np.array([o["prompts"] for o in objects])
-        record = cls(stored["summary"]["name"], iou, prompts, cases, {})
-        measured = record.summary()  # whatever else the stored summary holds is provenance
-        record.provenance = {name: value for name, value in stored["summary"].items() if name not in measured}
-        return record
 
 
 def make_evaluation_env(env_id: str, split: str, num_envs: int = 16, **settings: Any) -> EngineVectorEnv:
@@ -167,8 +99,22 @@ def evaluation_provenance(prompter: Prompter, env: EngineVectorEnv, cases: Seque
         "checkpoint": checkpoint_id(settings.checkpoint),
         "precision": env.engine.backend.precision,
         **settings.rules(),
-        "policy": getattr(prompter, "identity", None),
+        "policy": identity_of(prompter),
     }
+
+
+def identity_of(prompter: Prompter) -> str:
+    """What tells a prompter from others in records: its `identity`, else its module and name.
+
+    A function is known by its name alone: give it an `identity` where its code changes and records of it are kept.
+
+    Example:
+        >>> from sam_gym.prompters import RandomPrompter, box_only
+        >>> identity_of(box_only), identity_of(RandomPrompter(3))
+        ('sam_gym.prompters.box_only', 'sam_gym.prompters.RandomPrompter(seed=3)')
+    """
+    named = prompter if hasattr(prompter, "__qualname__") else type(prompter)
+    return getattr(prompter, "identity", f"{named.__module__}.{named.__qualname__}")
 
 
 def encode_images(backend: SamBackend, splits: Iterable[SegmentationData]) -> None:
@@ -206,10 +152,10 @@ def evaluate(
     if env.autoreset_mode.value != "Disabled":
         raise ValueError("evaluate() poses each episode itself: make the environment with autoreset_mode='Disabled'")
     cases = select_cases(env, max_objects)
-    iou = np.full((len(cases), env.settings.max_prompts + 1), np.nan)
-    prompts = np.zeros(len(cases), np.int64)
+    log = _Log(len(cases), env)
     started = time.perf_counter()
-    n = env.num_envs
+    n, backend = env.num_envs, env.engine.backend
+    everyone = np.ones(n, np.bool_)
     current = np.full(n, -1)  # which case each row works on; -1: a spare run whose result is not taken
     waiting = iter(range(len(cases)))
     finished = np.ones(n, np.bool_)
@@ -219,21 +165,23 @@ def evaluate(
                 current[row] = next(waiting, -1)
             if (current < 0).all():
                 break
+            decoded = backend.masks_decoded
             observations = _pose(env, finished, [cases[max(c, 0)] for c in current])
-            _note(iou, current, finished, env)
+            log.share_decodes(current, finished, backend.masks_decoded - decoded)
+            log.note(current, finished)
             finished = np.zeros(n, np.bool_)
             while not finished.any():
-                observations, _, terminated, truncated, _ = env.step(prompter(observations, env))
-                _note(iou, current, np.ones(n, np.bool_), env)
+                decoded = backend.masks_decoded
+                actions = prompter(observations, env)
+                log.share_decodes(current, everyone, backend.masks_decoded - decoded)
+                observations, _, terminated, truncated, _ = env.step(actions)
+                log.note(current, everyone)
                 finished = terminated | truncated
-            done = current[finished & (current >= 0)]
-            prompts[done] = env.engine.episodes.prompts[finished & (current >= 0)]
-            bar.update(len(done))
-    for step in range(1, iou.shape[1]):  # carry the last value on
-        iou[:, step] = np.where(np.isnan(iou[:, step]), iou[:, step - 1], iou[:, step])
+            log.close(current, finished)
+            bar.update(int((finished & (current >= 0)).sum()))
     seconds = round(time.perf_counter() - started, 1)
-    provenance = {**evaluation_provenance(prompter, env, cases), "seconds": seconds}
-    return Record(name, iou.round(6), prompts, cases, provenance)  # rounded, so that a stored record equals it
+    provenance = evaluation_provenance(prompter, env, cases)
+    return Record(name, cases=cases, provenance=provenance, seconds=seconds, **log.columns())
 
 
 def evaluate_stored(
@@ -245,10 +193,10 @@ def evaluate_stored(
         The record, and whether it is the one that was stored.
     """
     if file.is_file():
-        stored = Record.from_json(json.loads(file.read_text(encoding="utf-8")))
+        stored = json.loads(file.read_text(encoding="utf-8"))
         wanted = evaluation_provenance(prompter, env, select_cases(env, max_objects))
-        if {**stored.provenance, **wanted} == stored.provenance:
-            return stored, True
+        if is_record(stored) and {**stored["provenance"], **wanted} == stored["provenance"]:
+            return Record.from_json(stored), True
     record = evaluate(prompter, name, env, max_objects=max_objects)
     write_json(file, record.to_json())
     return record, False
@@ -281,15 +229,45 @@ def record_file(folder: Path, name: str) -> Path:
 
 
 def _pose(env: EngineVectorEnv, rows: NDArray[np.bool_], cases: list[EpisodeCase]) -> dict[str, NDArray]:
-    options = {
-        "image": [case.image for case in cases],
-        "object": [case.object_id for case in cases],
-        "cue": np.array([case.cue for case in cases]),
-        "reset_mask": rows,
-    }
-    return env.reset(options=options)[0]
+    poses = [case.pose() for case in cases]
+    options = {name: [pose[name] for pose in poses] for name in poses[0]}
+    return env.reset(options={**options, "reset_mask": rows})[0]
 
 
-def _note(iou: NDArray, current: NDArray, rows: NDArray[np.bool_], env: EngineVectorEnv) -> None:
-    counted = rows & (current >= 0)
-    iou[current[counted], env.engine.episodes.prompts[counted]] = env.engine.quality.iou[counted]
+class _Log:
+    """What is measured of each case while its episode runs, one row a case."""
+
+    def __init__(self, cases: int, env: EngineVectorEnv) -> None:
+        self._env = env
+        self._iou = np.full((cases, env.settings.max_prompts + 1), np.nan)
+        self._prompts, self._area = (np.zeros(cases, np.int64) for _ in range(2))
+        self._dice, self._boundary_iou, self._other_decodes = (np.zeros(cases) for _ in range(3))
+
+    def note(self, current: NDArray, rows: NDArray[np.bool_]) -> None:
+        """Take the IoU of `rows` down; `current` says which case a row works on."""
+        counted = rows & (current >= 0)
+        engine = self._env.engine
+        self._iou[current[counted], engine.episodes.prompts[counted]] = engine.quality.iou[counted]
+
+    def share_decodes(self, current: NDArray, rows: NDArray[np.bool_], masks: int) -> None:
+        """Share out among `rows` what was decoded to begin their episodes, or by the prompter to choose actions."""
+        self._other_decodes[current[rows & (current >= 0)]] += masks / rows.sum()
+
+    def close(self, current: NDArray, finished: NDArray[np.bool_]) -> None:
+        """Measure the last masks of the rows whose episodes have ended, at full resolution."""
+        engine = self._env.engine
+        for row in np.flatnonzero(finished & (current >= 0)).tolist():
+            case, mask = current[row], engine.mask(row)
+            self._prompts[case], self._area[case] = engine.episodes.prompts[row], np.count_nonzero(mask)
+            self._dice[case], self._boundary_iou[case] = engine.quality.dice[row], boundary_iou(mask, engine.truth(row))
+
+    def columns(self) -> dict[str, NDArray]:
+        """The columns of a `Record`, rounded as it wants them."""
+        for step in range(1, self._iou.shape[1]):  # carry the last value on
+            missing = np.isnan(self._iou[:, step])
+            self._iou[missing, step] = self._iou[missing, step - 1]
+        return {
+            "iou": self._iou.round(6), "prompts": self._prompts, "dice": self._dice.round(6),
+            "boundary_iou": self._boundary_iou.round(6), "area": self._area,
+            "decodes": (self._prompts + self._other_decodes).round(6),
+        }  # fmt: skip

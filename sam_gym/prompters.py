@@ -15,11 +15,14 @@ from scipy.ndimage import distance_transform_edt
 
 from sam_gym.boxes import box_iou, tight_box
 from sam_gym.envs.box_refine import SideMoves, SideSteps
-from sam_gym.envs.episode import Episodes, GridActions, in_view
+from sam_gym.envs.episode import Cells, Episodes, GridActions, in_view
+from sam_gym.envs.labelling import LabelledCells
+from sam_gym.envs.observations import MAPS
 
 if TYPE_CHECKING:
     from sam_gym.envs.base import EngineVectorEnv
     from sam_gym.envs.engine import PromptEngine
+    from sam_gym.envs.settings import Settings
 
 
 class Prompter(Protocol):
@@ -39,7 +42,7 @@ class Prompter(Protocol):
 
 
 def box_only(observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray:
-    """Stop at once: the cue box's own mask."""
+    """Stop at once: the cue box's own mask, or none at all where there is no cue."""
     return np.stack([env.engine.actions.stop] * env.num_envs)
 
 
@@ -55,17 +58,19 @@ class RandomPrompter:
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
+        self.identity = f"{__name__}.RandomPrompter(seed={seed})"
 
     def __call__(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray:
         """See `Prompter`."""
         engine, space = env.engine, env.single_action_space
-        actions = box_only(observations, env)
+        stops = engine.actions.stop is not None
+        actions = box_only(observations, env) if stops else np.zeros(env.num_envs, np.int64)
         allowed = env.action_masks() if isinstance(space, spaces.Discrete) else None
         for row in range(env.num_envs):
             rng = np.random.default_rng([self._seed, *_moment(engine.episodes, row)])
             if allowed is None:
                 actions[row] = rng.uniform(-1, 1, space.shape)
-            elif len(others := np.flatnonzero(allowed[row] & (np.arange(allowed.shape[1]) != engine.actions.stop))):
+            elif len(others := np.flatnonzero(allowed[row, : -1 if stops else None])):  # stop is the last action
                 actions[row] = rng.choice(others)
         return actions
 
@@ -77,12 +82,38 @@ def _moment(episodes: Episodes, row: int) -> list[int]:
 
 
 def centre(observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray[np.int64]:
-    """One foreground click in the cell nearest to the cue's centre, then stop."""
+    """One foreground click in the cell nearest to the view's centre, which is the cue's, then stop."""
     grid = _grid(env.engine)
     nearest = int(np.abs(grid.centres - 0.5).sum(axis=1).argmin())
     allowed = env.action_masks()
     first = env.engine.episodes.prompts == 0
     return np.where(first & allowed[:, nearest], nearest, grid.stop)
+
+
+def uncertainty(observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray[np.int64]:
+    """Click where SAM is least certain, and with the sign that SAM leans to; stop if every cell has been clicked.
+
+    A cell counts by how near the probability at its centre, in the mask map, is to one half. No truth is looked at.
+    Foreground where that probability is at least one half: on 80 ISBI and 38 VNC mitochondria validation objects five
+    such clicks changed the IoU by +.007 [-.009, .021] and -.003 [-.018, .012], the opposite sign by -.003 [-.017, .011]
+    and -.027 [-.050, -.006] (MobileSAM, 95 % bootstrap intervals).
+    """
+    grid = _grid(env.engine)
+    maps = observations["mask"][:, 0] if "mask" in observations else observations["maps"][:, MAPS.index("mask")]
+    probability = _at_centres(maps, grid.grid) / 255
+    free = env.action_masks()[:, : grid.cells]
+    cell = np.where(free, np.abs(probability - 0.5), 1).argmin(axis=1)
+    foreground = np.take_along_axis(probability, cell[:, None], axis=1)[:, 0] >= 0.5
+    return np.where(free.any(axis=1), np.where(foreground, cell, cell + grid.cells), grid.stop)
+
+
+def _at_centres(maps: NDArray[np.uint8], grid: int) -> NDArray[np.float64]:
+    """(N, G * G) values of maps (N, 64, 64) at the centres of G x G cells, bilinear, in the order of the actions."""
+    places = (np.arange(grid) + 0.5) / grid * maps.shape[-1] - 0.5
+    low = np.floor(places).astype(int)
+    high, share = np.minimum(low + 1, maps.shape[-1] - 1), places - low
+    rows = maps[:, low] * (1 - share)[:, None] + maps[:, high] * share[:, None]
+    return (rows[:, :, low] * (1 - share) + rows[:, :, high] * share).reshape(len(maps), -1)
 
 
 def oracle_clicks(observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray[np.int64]:
@@ -95,6 +126,27 @@ def oracle_clicks(observations: dict[str, NDArray], env: EngineVectorEnv) -> NDA
     scores = np.stack([click_scores(env.engine, row) for row in range(env.num_envs)])
     scores = np.where(env.action_masks()[:, :-1], scores, 0)
     return np.where(scores.max(axis=1) > 0, scores.argmax(axis=1), grid.stop)
+
+
+def oracle_cells(observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray[np.int64]:
+    """`oracle_clicks` where a module labels: the deepest error that a click with the module's label would mend.
+
+    Where no cell would mend one it stops, or, where there is no stop, clicks the first cell that is allowed.
+    """
+    allowed, actions = env.action_masks(), env.engine.actions
+    scores = np.where(allowed[:, : _cells(env.engine).cells], labelled_scores(env.engine), 0)
+    idle = allowed.argmax(axis=1) if actions.stop is None else actions.stop
+    return np.where(scores.max(axis=1) > 0, scores.argmax(axis=1), idle)
+
+
+def labelled_scores(engine: PromptEngine) -> NDArray[np.float32]:
+    """(N, G * G) float32: `click_scores` of each cell with the label that the engine's module would give it now."""
+    cells, rows = _cells(engine), np.arange(len(engine.episodes))
+    if engine.labeler is None:
+        raise ValueError("this prompter clicks where a module labels: make the environment with a labeler")
+    labels = engine.labeler.labels(rows, np.broadcast_to(cells.centres, (len(rows), cells.cells, 2)))
+    scores = np.stack([click_scores(engine, int(row)).reshape(2, -1) for row in rows])
+    return np.where(labels == 1, scores[:, 0], scores[:, 1])
 
 
 def click_scores(engine: PromptEngine, row: int) -> NDArray[np.float32]:
@@ -114,7 +166,7 @@ def click_scores(engine: PromptEngine, row: int) -> NDArray[np.float32]:
     height, width = truth.shape
     x0, y0 = max(0, int(np.floor(left))), max(0, int(np.floor(top)))
     x1, y1 = min(width, int(np.ceil(left + side))), min(height, int(np.ceil(top + side)))
-    grid = _grid(engine)
+    grid = _cells(engine)
     column, line = np.floor(in_view(engine.episodes.view[row], grid.centres)).astype(int).T
     inside = (column >= x0) & (column < x1) & (line >= y0) & (line < y1)
     scores = np.zeros((2, grid.cells), np.float32)
@@ -126,10 +178,17 @@ def click_scores(engine: PromptEngine, row: int) -> NDArray[np.float32]:
     return scores.ravel()
 
 
-def _grid(engine: PromptEngine) -> GridActions:
-    if not isinstance(engine.actions, GridActions):
+def _cells(engine: PromptEngine) -> Cells:
+    if not isinstance(engine.actions, Cells):
         raise ValueError(f"this prompter clicks on the grid; action_mode is {engine.settings.action_mode!r}")
     return engine.actions
+
+
+def _grid(engine: PromptEngine) -> GridActions:
+    cells = _cells(engine)
+    if not isinstance(cells, GridActions):
+        raise ValueError("this prompter labels its clicks itself; here a module does: make the environment without one")
+    return cells
 
 
 class IterativeBox:
@@ -151,6 +210,7 @@ class IterativeBox:
 
     def __init__(self, threshold: float = 0.05) -> None:
         self.threshold = threshold
+        self.identity = f"{__name__}.IterativeBox(threshold={threshold})"
         self._masks: dict[int, NDArray[np.bool_]] = {}
         self._fed: dict[int, list[tuple[float, ...]]] = {}
 
@@ -221,8 +281,23 @@ def _steps(engine: PromptEngine) -> SideSteps:
 
 _ANY: dict[str, Callable[[int], Prompter]] = {"box only": lambda seed: box_only, "random": RandomPrompter}
 PROMPTERS: dict[str, dict[str, Callable[[int], Prompter]]] = {
-    "grid": {**_ANY, "centre": lambda seed: centre, "oracle clicks": lambda seed: oracle_clicks},
+    "grid": {
+        **_ANY,
+        "centre": lambda seed: centre,
+        "uncertainty": lambda seed: uncertainty,
+        "oracle clicks": lambda seed: oracle_clicks,
+    },
+    "cells": {**_ANY, "oracle cells": lambda seed: oracle_cells},
     "continuous": {**_ANY, "oracle box": lambda seed: oracle_box},
     "discrete": {**_ANY, "iterative box": lambda seed: IterativeBox(), "oracle box": lambda seed: oracle_box},
 }
-"""Baselines by action mode and name: seed -> prompter."""
+"""Baselines by action mode ("cells": "grid" with a labeler) and name: seed -> prompter."""
+
+
+def baselines(settings: Settings) -> dict[str, Prompter]:
+    """What an agent in an environment of these settings is compared with, by name; seeded by 0."""
+    actions = settings.actions()
+    mode = "cells" if isinstance(actions, LabelledCells) else settings.action_mode
+    makers = {name: make for name, make in PROMPTERS[mode].items() if name != "box only" or actions.stop is not None}
+    names = {} if settings.has_cue else {"box only": "no prompt"}
+    return {names.get(name, name): make(0) for name, make in makers.items()}

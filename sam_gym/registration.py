@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import gymnasium
-
-
-@dataclass(frozen=True)
-class Task:
-    """A kind of environment: the id's first part, its version, and its classes as "module:attribute"."""
-
-    name: str
-    version: int
-    entry_point: str
-    vector_entry_point: str
-
-
-TASKS = (
-    Task("SamPrompt", 0, "sam_gym.envs.prompt:SamPromptEnv", "sam_gym.envs.prompt:SamPromptVectorEnv"),
-    Task("SamBoxRefine", 0, "sam_gym.envs.box_refine:SamBoxRefineEnv", "sam_gym.envs.box_refine:SamBoxRefineVectorEnv"),
-)
 
 DATASETS = {
     "ISBI": "isbi2012",
@@ -33,12 +18,61 @@ DATASETS = {
 }
 """Second part of an id -> name of the data set in `sam_gym.data.DATASETS`."""
 
-# Keyword arguments of a data set's environments that differ from the environments' defaults.
+FOLDER = {"Folder": "folder"}
+"""The same for any folder of images and masks. These ids need `root=...`, and so are not in `env_ids`."""
+
+CLASSES = {
+    "VNCMitochondria": "vnc-mitochondria",
+    "WBC": "wbc-cell",
+    "WBCNucleus": "wbc-nucleus",
+    "DSB": "dsb2018",
+    "Synthetic": "synthetic-mitochondria",
+}
+"""The same where the target is a class. Cells are missing: without the membranes they are all of a section."""
+
+# Keyword arguments of a data set's environments about single objects that differ from the environments' defaults.
 SETTINGS = {"DSB": {"min_area": 50}}  # px; the default of 200 would leave out 31 % of these nuclei
 
 
+@dataclass(frozen=True)
+class Task:
+    """A kind of environment.
+
+    Attributes:
+        name: The id's first part.
+        version: Its last.
+        entry_point: The class, as "module:attribute".
+        vector_entry_point: The class of vector environments.
+        datasets: Second part of the id -> name of the data set.
+        settings: Second part of the id -> keyword arguments.
+    """
+
+    name: str
+    version: int
+    entry_point: str
+    vector_entry_point: str
+    datasets: Mapping[str, str]
+    settings: Mapping[str, Mapping[str, int]]
+
+    def env_id(self, short: str) -> str:
+        """The id for one of `datasets`."""
+        return f"{self.name}-{short}-v{self.version}"
+
+
+def _task(name: str, version: int, classes: str, datasets: Mapping[str, str], settings: Mapping = SETTINGS) -> Task:
+    """A task whose classes are `classes` + "Env" and `classes` + "VectorEnv"."""
+    return Task(name, version, f"sam_gym.envs.{classes}Env", f"sam_gym.envs.{classes}VectorEnv", datasets, settings)
+
+
+TASKS = (
+    _task("SamPrompt", 0, "prompt:SamPrompt", DATASETS),
+    _task("SamBoxRefine", 0, "box_refine:SamBoxRefine", DATASETS),
+    _task("SamPromptSemantic", 0, "semantic:SamPromptSemantic", CLASSES, {}),
+)
+
+
 def env_ids() -> list[str]:
-    r"""All ids of this package, in the table's order.
+    r"""All ids of this package that can be made without an argument, in the table's order.
 
     Example:
         >>> print(*env_ids(), sep="\n")
@@ -56,19 +90,25 @@ def env_ids() -> list[str]:
         SamBoxRefine-WBCNucleus-v0
         SamBoxRefine-DSB-v0
         SamBoxRefine-Synthetic-v0
+        SamPromptSemantic-VNCMitochondria-v0
+        SamPromptSemantic-WBC-v0
+        SamPromptSemantic-WBCNucleus-v0
+        SamPromptSemantic-DSB-v0
+        SamPromptSemantic-Synthetic-v0
     """
-    return [f"{task.name}-{short}-v{task.version}" for task in TASKS for short in DATASETS]
+    return [task.env_id(short) for task in TASKS for short in task.datasets]
 
 
 def register_envs() -> None:
     """Make every id known to Gymnasium; calling it again changes nothing."""
     for task in TASKS:
-        for short, dataset in DATASETS.items():
-            name = f"{task.name}-{short}-v{task.version}"
+        folder = FOLDER if task.datasets is DATASETS else {}  # nobody says which class a folder shows
+        for short, dataset in {**task.datasets, **folder}.items():
+            name = task.env_id(short)
             if name not in gymnasium.registry:
                 gymnasium.register(
                     id=name,
                     entry_point=task.entry_point,
                     vector_entry_point=task.vector_entry_point,
-                    kwargs={"dataset": dataset, **SETTINGS.get(short, {})},
+                    kwargs={"dataset": dataset, **task.settings.get(short, {})},
                 )

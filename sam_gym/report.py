@@ -23,10 +23,10 @@ from rich.table import Table
 
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.rendering import film_strip
-from sam_gym.evaluation import Record
 from sam_gym.fetching import atomic_path
 from sam_gym.metrics import Interval
 from sam_gym.prompters import Prompter
+from sam_gym.records import Record
 
 PACKAGES = ("sam_gym", "gymnasium", "torch", "timm", "segment-anything", "numpy", "stable-baselines3", "sb3-contrib")
 
@@ -44,16 +44,16 @@ def provenance() -> dict[str, Any]:
 
 
 def print_table(records: Sequence[Record], title: str) -> None:
-    """IoU after 0..T prompts and the gain over the box alone, a row per prompter."""
+    """IoU after 0..T prompts and the gain over the first mask, a row per prompter."""
     width = max(80, Console().width if sys.stdout.isatty() else 120)
     table = Table(
         title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
         padding=(0, 1 if width >= 100 else 0),  # it fits into 80 columns
         caption="mean IoU after 0..T prompts; a prompter that stops keeps its last mask. "
-        "gain: last IoU - IoU of the box alone, same objects, 95 % paired bootstrap interval",
+        f"gain: last IoU - IoU of {records[0].start}, same objects, 95 % paired bootstrap interval",
     )  # fmt: skip
     table.add_column("prompter", no_wrap=True)
-    for column in (*(str(step) for step in range(records[0].iou.shape[1])), "gain", "95 % interval", "prompts"):
+    for column in (*map(str, _steps(records[0])), "gain", "95 % interval", "prompts"):
         table.add_column(column, justify="right", no_wrap=True)
     for record in records:
         table.add_row(record.name, *_cells(record))
@@ -62,8 +62,7 @@ def print_table(records: Sequence[Record], title: str) -> None:
 
 def markdown_table(records: Sequence[Record]) -> str:
     """The same table as Markdown."""
-    steps = [str(step) for step in range(records[0].iou.shape[1])]
-    head = ["prompter", *steps, "gain", "95 % interval", "prompts"]
+    head = ["prompter", *map(str, _steps(records[0])), "gain", "95 % interval", "prompts"]
     rows = [[record.name, *_cells(record)] for record in records]
     return markdown([head, ["---", *["---:"] * (len(head) - 1)], *rows])
 
@@ -73,10 +72,17 @@ def markdown(rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
+def _steps(record: Record) -> list[int]:
+    """After which numbers of prompts the IoU is shown: all of up to 7, else 0 to 3, then every fifth, and the last."""
+    last = record.iou.shape[1] - 1
+    return [step for step in range(last + 1) if last <= 7 or step <= 3 or step % 5 == 0 or step == last]
+
+
 def _cells(record: Record) -> list[str]:
     gain: Interval = record.gain
     interval = f"{gain.low:+.3f}..{gain.high:+.3f}"
-    return [*(f"{value:.3f}" for value in record.curve), f"{gain.mean:+.3f}", interval, f"{record.prompts.mean():.1f}"]
+    curve = (f"{record.curve[step]:.3f}" for step in _steps(record))
+    return [*curve, f"{gain.mean:+.3f}", interval, f"{record.prompts.mean():.1f}"]
 
 
 def plot_learning(path: Path, points: Sequence[Mapping[str, Any]], records: Sequence[Record], title: str) -> None:
@@ -98,7 +104,7 @@ def plot_learning(path: Path, points: Sequence[Mapping[str, Any]], records: Sequ
     figure, axes = plt.subplots(1, panels, figsize=(5.5 * panels, 4.2), layout="constrained", squeeze=False)
     figure.suptitle(title, fontsize=10)
     if points:
-        _plot_training(axes[0, 0], points)
+        _plot_training(axes[0, 0], points, records[0].start)
     right = axes[0, -1]
     for record in records:
         style: dict[str, Any] = (
@@ -115,7 +121,7 @@ def plot_learning(path: Path, points: Sequence[Mapping[str, Any]], records: Sequ
     plt.close(figure)
 
 
-def _plot_training(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
+def _plot_training(axis: Any, points: Sequence[Mapping[str, Any]], start: str) -> None:
     for stage, colour, label in (("ppo", "tab:orange", "PPO"), ("clone", "tab:blue", "cloning the oracle")):
         mine = [p for p in points if p["stage"] == stage]
         if mine:
@@ -123,12 +129,14 @@ def _plot_training(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
                 mine = [p for p in points if p["stage"] == "clone"][-1:] + mine
             axis.plot([p["timesteps"] for p in mine], [p["gain"] for p in mine], "o-", color=colour, label=label)
     axis.axhline(0, color="0.5", linewidth=1)
-    axis.set(xlabel="environment steps", ylabel="IoU gain over the box alone", title="validation split")
+    axis.set(xlabel="environment steps", ylabel=f"IoU gain over {start}", title="validation split")
     axis.legend(frameon=False)
 
 
 def save_film_strip(path: Path, prompter: Prompter, record: Record, env: EngineVectorEnv) -> None:
     """Four episodes of `record`, from a poor one to a good one, a row each with a picture after every prompt.
+
+    Of episodes with more than seven prompts eight pictures are shown, evenly spread.
 
     Args:
         path: PNG to write.
@@ -137,12 +145,13 @@ def save_film_strip(path: Path, prompter: Prompter, record: Record, env: EngineV
         env: Vector environment of 1 with autoreset_mode="Disabled" and render_mode="rgb_array".
     """
     order = np.argsort(record.iou[:, -1] - record.iou[:, 0], kind="stable")
-    columns = env.settings.max_prompts + 1
+    columns = min(env.settings.max_prompts, 7) + 1
     frames: list[NDArray[np.uint8]] = []
     for quantile in (0.05, 0.35, 0.65, 0.95):
         case = record.cases[order[round(quantile * (len(order) - 1))]]
-        posed = {"image": case.image, "object": case.object_id, "cue": np.array(case.cue)}
-        episode = episode_frames(prompter, env, posed)
+        episode = episode_frames(prompter, env, case.pose())
+        if len(episode) > columns:
+            episode = [episode[i] for i in np.linspace(0, len(episode) - 1, columns).round().astype(int)]
         blank = np.full_like(episode[0], 24)
         frames += [*episode, *[blank] * columns][:columns]
     picture = Image.fromarray(film_strip(frames, columns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 import sam_gym  # noqa: F401  (registers the environments)
 from sam_gym.cli import main
+from sam_gym.records import EpisodeCase, Record
 
 os.environ.setdefault("SAM_GYM_DATA", str(Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -43,6 +45,25 @@ def real_folder() -> Path:
 def tiny(real_folder: Path) -> dict[str, Any]:
     """Settings for tests of mechanics: two real sections, and a SAM of random weights that takes milliseconds."""
     return {"split": "val", "data": "real", "checkpoint": "tiny_random", "device": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Name of a CLIP of random weights that takes milliseconds, as the argument `clip` takes it in any process."""
+    import open_clip
+    import safetensors.torch
+
+    folder = tmp_path_factory.mktemp("tiny_clip")
+    vision = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 16, "head_width": 8}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}
+    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**config)
+    preprocessing = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocessing}))
+    safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
 
 
 @pytest.fixture
@@ -94,6 +115,23 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(backend, "upscale", lambda logits, embedding: known[int(logits[0, 0])].float() - 0.5)
 
     return patch
+
+
+@pytest.fixture(scope="session")
+def make_record() -> Callable[..., Record]:
+    """A record of given IoU curves (M, T + 1); everything else is plausible unless given."""
+
+    def make(iou: Any, **given: Any) -> Record:
+        iou = np.asarray(iou, np.float64)
+        cases = [EpisodeCase(0, i + 1, (0.0, 0.0, 9.0, 9.0)) for i in range(len(iou))]
+        last, prompts = iou[:, -1], np.full(len(iou), iou.shape[1] - 1)
+        values = {
+            "name": "some", "iou": iou, "prompts": prompts, "dice": last, "boundary_iou": last,
+            "area": np.full(len(iou), 30), "decodes": prompts + 1.0, "cases": cases, "provenance": {}, "seconds": 1.5,
+        }  # fmt: skip
+        return Record(**{**values, **given})
+
+    return make
 
 
 @pytest.fixture(scope="session")

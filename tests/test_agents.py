@@ -117,7 +117,7 @@ def test_record(finished: tuple[Path, subprocess.CompletedProcess]) -> None:
     assert record["command"][0].endswith("train_ppo.py")
     assert record["config"] == SECTION
     assert [entry["name"] for entry in record["evaluation"]] == [
-        "box only", "random", "centre", "oracle clicks", "clone alone", "agent"
+        "box only", "random", "centre", "uncertainty", "oracle clicks", "clone alone", "agent"
     ]  # fmt: skip
     for entry in record["evaluation"]:
         assert (entry["split"], entry["source"], entry["objects"]) == ("test", "synthetic-em", 4)
@@ -138,7 +138,7 @@ def test_table_and_what_is_printed(finished: tuple[Path, subprocess.CompletedPro
     lines = (folder / "table.md").read_text().splitlines()
     assert lines[0] == "| prompter | 0 | 1 | 2 | 3 | 4 | 5 | gain | 95 % interval | prompts |"
     assert [line.split(" | ")[0].lstrip("| ") for line in lines[2:]] == [
-        "box only", "random", "centre", "oracle clicks", "clone alone", "agent"
+        "box only", "random", "centre", "uncertainty", "oracle clicks", "clone alone", "agent"
     ]  # fmt: skip
     agent = json.loads((folder / "record.json").read_text())["evaluation"][-1]
     assert [float(cell) for cell in lines[-1].split(" | ")[1:7]] == pytest.approx(agent["iou_after_prompts"], abs=6e-4)
@@ -187,17 +187,17 @@ def test_evaluate_repeats_the_table(
 
     # the same model again: nothing is evaluated; another one: it is, and the baselines are not
     stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "evaluations").iterdir()}
-    assert len(stored) == 5
+    assert len(stored) == 6
     capsys.readouterr()
     assert script("evaluate.py", *arguments) is None
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
-    assert capsys.readouterr().err.count(": taken from ") == 5
+    assert capsys.readouterr().err.count(": taken from ") == 6
     other = MaskablePPO.load(folder / "model.zip")
     other.policy.action_net.click.bias.data += 1
     other.save(tmp_path / "other.zip")
     assert script("evaluate.py", tmp_path / "other.zip", *arguments[1:]) is None
     said = capsys.readouterr().err
-    assert said.count(": taken from ") == 4
+    assert said.count(": taken from ") == 5
     assert "agent.json was of other episodes or weights; evaluated anew" in said
 
 
@@ -364,6 +364,31 @@ def assert_one_line(said: str | None, message: str) -> None:
     assert said.startswith("error: ")
     assert message in said
     assert "\n" not in said.strip()
+
+
+# ---------------------------------------------------------------------------------------------------- whole classes
+
+
+def test_an_agent_for_a_class(
+    script: Script, tiny_clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same script; PPO is rewarded by agreement with the text."""
+    env_id, run, config = "SamPromptSemantic-Synthetic-v0", tmp_path / "run", tmp_path / "class.yml"
+    config.write_text(yaml.safe_dump({env_id: SECTION}))
+    target = ["--env", env_id, "--checkpoint", "tiny_random", "--device", "cpu", "--clip", tiny_clip]
+    assert script("train_ppo.py", *target, *FEW, "--reward", "clip", "--config", config, "--run-dir", run) is None
+    record = json.loads((run / "record.json").read_text())
+    names = ["no prompt", "random", "centre", "uncertainty", "oracle clicks", "clone alone", "agent"]
+    assert [entry["name"] for entry in record["evaluation"]] == names
+    assert record["evaluation"][0]["gain_over_no_prompt"]["mean"] == 0
+    assert (record["arguments"]["reward"], record["arguments"]["clip"]) == ("clip", tiny_clip)
+    assert (run / "table.md").read_text().startswith("| prompter | 0 | 1 | 2 | 3 | 5 | 10 | 15 | gain |")
+    assert "IoU of no prompt" in " ".join(capsys.readouterr().out.split())
+    assert script("evaluate.py", run / "model.zip", *target, "--objects", "2", "--split", "val") is None
+    assert "oracle clicks" in capsys.readouterr().out
+    said = script("train_ppo.py", *target[:-1], "clip-mirco", "--run-dir", tmp_path / "other")
+    assert said is not None
+    assert said.startswith("error: unknown CLIP model 'clip-mirco'")
 
 
 # ------------------------------------------------------------------------------------------------------- boxes

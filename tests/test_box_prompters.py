@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sam_gym.boxes import box_iou, tight_box
 from sam_gym.envs import SamBoxRefineVectorEnv
-from sam_gym.evaluation import Record, evaluate
+from sam_gym.evaluation import evaluate
 from sam_gym.prompters import (
     PROMPTERS,
     IterativeBox,
@@ -23,6 +23,7 @@ from sam_gym.prompters import (
     oracle_box,
     tight_boxes,
 )
+from sam_gym.records import Record
 
 SIDE = 256  # of a generated section
 NOTHING = np.zeros((SIDE, SIDE), np.bool_)

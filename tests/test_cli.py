@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sam_gym import embedding_folder
-from sam_gym.data import load_data
+from sam_gym.data import load_data, load_whole_class
 from sam_gym.sam import SamBackend
 
 TINY = ("--checkpoint", "tiny_random", "--device", "cpu", "--precision", "exact")
@@ -55,6 +55,15 @@ def test_encode_a_dataset_twice(run: Run, cache: Path) -> None:
     status, out, _ = run("encode", "SamPrompt-ISBI-v0", "--split", "val", *TINY)
     assert status == 0
     assert out.startswith("2 of 2 images: 0 encoded, 2 found, 0 failed; 0.1 MiB, ")
+
+
+def test_encode_the_tiles_of_an_environment(run: Run, cache: Path) -> None:
+    status, out, _ = run("encode", "SamPromptSemantic-VNCMitochondria-v0", "--split", "val", *TINY)
+    assert status == 0
+    assert out.startswith("8 of 8 images: 8 encoded, 0 found, 0 failed; ")
+    backend = SamBackend("tiny_random", "cpu", "exact", disk_cache=cache)
+    backend.encode([load_whole_class("vnc-mitochondria", "val").image(0)])
+    assert backend.encoder_calls == 0
 
 
 def test_environments_find_what_was_encoded(run: Run, cache: Path) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import sam_gym
-from sam_gym.data import DATASETS, load_data
+from sam_gym.data import DATASETS, load_data, load_whole_class
 from sam_gym.data.spec import read_object_counts
+from sam_gym.registration import CLASSES, SETTINGS
 from sam_gym.registration import DATASETS as SHORT
-from sam_gym.registration import SETTINGS
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -50,6 +50,12 @@ def test_where_nothing_is_there(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
 def test_packaged_numbers_of_objects(short: str, name: str) -> None:
     counted = {split: len(load_data(name, split, **SETTINGS.get(short, {})).objects) for split in DATASETS[name].splits}
     assert read_object_counts(name) == counted
+
+
+@pytest.mark.parametrize("name", CLASSES.values())
+def test_packaged_numbers_of_images_with_a_class(name: str) -> None:
+    counted = {split: len(load_whole_class(name, split).objects) for split in DATASETS[name].splits}
+    assert read_object_counts(name, whole_class=True) == counted
 
 
 def test_listing_loads_no_torch() -> None:

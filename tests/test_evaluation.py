@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -14,10 +15,13 @@ import pytest
 from numpy.typing import NDArray
 
 from sam_gym.data import SegmentationData, load_data
-from sam_gym.envs import SamPromptVectorEnv
+from sam_gym.envs import SamPromptSemanticVectorEnv, SamPromptVectorEnv
 from sam_gym.envs.prompt import PromptSettings
-from sam_gym.evaluation import EpisodeCase, Record, episode_list, episode_list_hash, evaluate
-from sam_gym.prompters import PROMPTERS, box_only, centre, oracle_clicks
+from sam_gym.evaluation import episode_list, episode_list_hash, evaluate, evaluate_stored
+from sam_gym.metrics import boundary_iou, mask_dice, mask_iou
+from sam_gym.prompters import PROMPTERS, RandomPrompter, baselines, box_only, centre, oracle_clicks
+from sam_gym.records import COLUMNS, EpisodeCase, Record
+from sam_gym.sam import PromptBatch
 
 STOP = 2 * 16 * 16
 ISBI_TEST_LIST = "93cf390b4b5bb749d5fd8a721e58f167b4a3d266c066441334ab96c89c39f66e"
@@ -80,8 +84,8 @@ def test_does_not_depend_on_the_number_of_environments(prompter: Any) -> None:
         small_split(env, 6)
         records.append(evaluate(prompter, "some", env, progress=False))
     for record in records[1:]:
-        np.testing.assert_array_equal(record.iou, records[0].iou)
-        np.testing.assert_array_equal(record.prompts, records[0].prompts)
+        for name in COLUMNS:
+            np.testing.assert_array_equal(getattr(record, name), getattr(records[0], name))
         assert record.cases == records[0].cases
 
 
@@ -127,11 +131,98 @@ def test_after_stop_the_last_value_is_carried_on() -> None:
     np.testing.assert_array_equal(record.iou[:, 2:], np.repeat(record.iou[:, 1:2], 4, axis=1))
 
 
+def test_the_last_masks_are_measured_at_full_size() -> None:
+    """Against an environment of one, played to the end by hand."""
+    env = make(3)
+    data = small_split(env, 6)
+    record = evaluate(StopsAfter(), "some", env, progress=False)
+    single = make(1)
+    for row, case in enumerate(record.cases):
+        posed = {"image": data.image_ids[case.image], "object": case.object_id, "cue": case.cue}
+        observations, _ = single.reset(options=posed)
+        ended = False
+        while not ended:
+            observations, _, (ended,), _, _ = single.step(StopsAfter()(observations, single))
+        mask, truth = single.engine.mask(0), data.mask(case.image, case.object_id)
+        assert record.area[row] == mask.sum()
+        assert record.iou[row, -1] == pytest.approx(mask_iou(mask, truth), abs=1e-6)
+        assert record.dice[row] == pytest.approx(mask_dice(mask, truth), abs=1e-6)
+        assert record.boundary_iou[row] == pytest.approx(boundary_iou(mask, truth), abs=1e-6)
+
+
+class LooksAhead:
+    """Decodes twice for each environment before it chooses, as a planner would."""
+
+    def __call__(self, observations: dict[str, NDArray], env: SamPromptVectorEnv) -> NDArray[np.int64]:
+        engine, episodes = env.engine, env.engine.episodes
+        for row in range(env.num_envs):
+            image = engine.backend.encode([engine.data.image(int(episodes.image[row]))])
+            for _ in range(2):
+                engine.backend.decode(image, PromptBatch.from_lists(boxes=[tuple(episodes.cue[row].tolist())]))
+        return StopsAfter()(observations, env)
+
+
+@pytest.mark.parametrize("num_envs", [1, 4])
+def test_decodes_count_what_the_prompter_asked_for_itself(num_envs: int) -> None:
+    env = make(num_envs)
+    small_split(env, 6)
+    plain, ahead = (evaluate(p, "some", env, progress=False) for p in (StopsAfter(), LooksAhead()))
+    assert plain.decodes.tolist() == (plain.prompts + 1).tolist()
+    choices = np.minimum(ahead.prompts + 1, 5)  # one for each prompt, one to say stop
+    assert ahead.decodes.tolist() == (ahead.prompts + 1 + 2 * choices).tolist()
+
+
+def test_any_function_is_a_prompter() -> None:
+    def left_to_right(observations: dict[str, NDArray], env: SamPromptVectorEnv) -> list[int]:
+        assert observations["maps"].shape == (3, 7, 64, 64)
+        return [8 * 16 + 2 * int(n) for n in env.engine.episodes.prompts]
+
+    env = make(3)
+    small_split(env, 4)
+    record = evaluate(left_to_right, "mine", env, progress=False)
+    assert record.prompts.tolist() == [5] * 4
+    assert record.provenance["policy"].endswith("test_any_function_is_a_prompter.<locals>.left_to_right")
+    with pytest.raises(ValueError, match="2 actions for 3 environments"):
+        evaluate(lambda observations, env: [0, 0], "mine", env, progress=False)
+
+
 def test_a_time_limit_ends_episodes_too() -> None:
     env = make(2, max_episode_steps=2)
     small_split(env, 4)
     record = evaluate(PROMPTERS["grid"]["random"](0), "random", env, progress=False)
     assert record.prompts.tolist() == [2] * 4
+
+
+@pytest.fixture
+def semantic(tiny_clip: str) -> SamPromptSemanticVectorEnv:
+    settings = {"split": "val", "checkpoint": "tiny_random", "device": "cpu", "clip": tiny_clip}
+    return gymnasium.make_vec(
+        "SamPromptSemantic-Synthetic-v0", num_envs=3, autoreset_mode="Disabled", max_prompts=9, **settings
+    )
+
+
+def test_whole_classes_are_evaluated_from_no_prompt(semantic: SamPromptSemanticVectorEnv) -> None:
+    """Each image once, no cue in the list, and the gain is over nothing."""
+    found = baselines(semantic.settings)
+    assert list(found) == ["no prompt", "random", "centre", "uncertainty", "oracle clicks"]
+    records = {name: evaluate(prompter, name, semantic, progress=False) for name, prompter in found.items()}
+    for record in records.values():
+        assert [(case.image, case.object_id, case.cue) for case in record.cases] == [(i, 1, None) for i in range(6)]
+        assert (record.iou[:, 0] == 0).all()
+        assert record.start == "no prompt"
+        again = Record.from_json(json.loads(json.dumps(record.to_json())))
+        assert (again.cases, again.provenance) == (record.cases, record.provenance)
+        assert record.summary()["gain_over_no_prompt"]["mean"] == pytest.approx(record.iou[:, -1].mean())
+        assert record.provenance["clip"].startswith("local-dir:")
+    assert {name: record.prompts.tolist() for name, record in records.items()} == {
+        "no prompt": [0] * 6, "random": [9] * 6, "centre": [1] * 6, "uncertainty": [9] * 6, "oracle clicks": [9] * 6,
+    }  # fmt: skip
+    assert (records["no prompt"].iou == 0).all()
+    assert (records["oracle clicks"].iou[:, 1] > 0).all()
+
+
+def test_baselines_of_tasks_with_a_cue_keep_their_names() -> None:
+    assert list(baselines(PromptSettings())) == list(PROMPTERS["grid"])
 
 
 # ------------------------------------------------------------------------------------------------- the fixed lists
@@ -175,28 +266,7 @@ def test_some_objects_are_spread_over_the_list() -> None:
         evaluate(box_only, "box only", env, max_objects=0, progress=False)
 
 
-# ---------------------------------------------------------------------------------------------------------- records
-
-
-def test_a_record_survives_json() -> None:
-    env = make(3)
-    small_split(env, 4)
-    record = evaluate(centre, "centre", env, progress=False)
-    text = json.dumps(record.to_json())
-    again = Record.from_json(json.loads(text))
-    np.testing.assert_array_equal(again.iou, record.iou)
-    np.testing.assert_array_equal(again.prompts, record.prompts)
-    assert (again.name, again.cases, again.provenance) == (record.name, record.cases, record.provenance)
-    assert json.dumps(again.to_json()) == text
-
-
-def test_a_summary_by_hand() -> None:
-    iou, cases = np.array([[0.5, 0.6], [0.2, 0.6]]), [EpisodeCase(0, 1, (0.0, 0.0, 2.0, 2.0))] * 2
-    summary = Record("some", iou, np.array([1, 0]), cases, {"split": "val"}).summary()
-    assert summary["iou_after_prompts"] == [0.35, 0.6]
-    assert summary["gain_over_box_only"]["mean"] == pytest.approx(0.25)
-    assert summary["final_iou"] == {"mean": 0.6, "low": 0.6, "high": 0.6}
-    assert (summary["objects"], summary["mean_prompts"], summary["split"]) == (2, 0.5, "val")
+# ------------------------------------------------------------------------------------------------------- provenance
 
 
 def test_provenance_says_what_was_measured() -> None:
@@ -207,11 +277,37 @@ def test_provenance_says_what_was_measured() -> None:
     assert provenance["checkpoint"].startswith("tiny_random-")
     assert provenance["episode_list"]["sha256"] == episode_list_hash(episode_list(data, CUES))
     named = ("split", "source", "precision", "box_noise", "max_prompts", "policy")
-    assert [provenance[name] for name in named] == ["val", "synthetic-em", "exact", 0.2, 5, None]
+    assert [provenance[name] for name in named] == [
+        "val",
+        "synthetic-em",
+        "exact",
+        0.2,
+        5,
+        "sam_gym.prompters.box_only",
+    ]
     changed = asdict(EpisodeCase(0, 1, (0, 0, 1, 1)))
     assert episode_list_hash([EpisodeCase(**changed)]) != episode_list_hash(
         [EpisodeCase(**{**changed, "object_id": 2})]
     )
+
+
+def test_a_stored_record_is_taken_while_it_is_of_the_same_thing(tmp_path: Path) -> None:
+    env, file = make(4), tmp_path / "random.json"
+    small_split(env, 4)
+    first, taken = evaluate_stored(RandomPrompter(0), "random", env, file)
+    assert not taken
+    again, taken = evaluate_stored(RandomPrompter(0), "random", env, file)
+    assert taken
+    assert json.dumps(again.to_json()) == json.dumps(first.to_json()) == json.dumps(json.loads(file.read_text()))
+    other, taken = evaluate_stored(RandomPrompter(1), "random", env, file)
+    assert not taken
+    assert (other.iou != first.iou).any()
+    for name in ("format", "provenance"):  # of an older format; without provenance
+        stored = json.loads(file.read_text())
+        stored[name] = {"format": 1, "provenance": {}}[name]
+        file.write_text(json.dumps(stored))
+        assert not evaluate_stored(RandomPrompter(1), "random", env, file)[1]
+        assert evaluate_stored(RandomPrompter(1), "random", env, file)[1]
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])

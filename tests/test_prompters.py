@@ -25,6 +25,7 @@ from sam_gym.prompters import (
     click_scores,
     oracle_box,
     oracle_clicks,
+    uncertainty,
 )
 
 G = 16
@@ -175,7 +176,54 @@ def test_random_stops_where_all_is_used_up(posed: Posed) -> None:
     assert random({}, env).tolist() == [8]
 
 
-@pytest.mark.parametrize("name", ["centre", "oracle clicks"])
+def seen(env: SamPromptVectorEnv, *masks: NDArray) -> dict[str, NDArray]:
+    """Observations in which the masks' probabilities (64, 64) are given."""
+    maps = np.zeros((env.num_envs, 7, 64, 64), np.uint8)
+    maps[:, 3] = np.stack(masks)
+    return {"maps": maps}
+
+
+def slope(crossing: float) -> NDArray[np.uint8]:
+    """The probability falls from left to right and is .5 at `crossing` px."""
+    column = np.arange(64) + 0.5
+    return np.tile(np.clip(127.5 - (column - crossing) * 3, 0, 255), (64, 1)).astype(np.uint8)
+
+
+def test_uncertainty_clicks_where_the_probability_is_nearest_one_half(posed: Posed) -> None:
+    env = posed((NOTHING, NOTHING), (NOTHING, NOTHING))
+    left, right = slope(8 * 4 + 1), slope(8 * 4 + 3)  # within the cell of column 8, before and after its centre
+    for masks in (left, right):
+        masks[:40] = 0
+        masks[44:] = 255  # leaves the cells of row 10
+    cell = 10 * G + 8
+    assert uncertainty(seen(env, left, right), env).tolist() == [cell + CELLS, cell]  # as SAM leans at the centre
+    env.engine.episodes.used[:, cell] = True
+    assert uncertainty(seen(env, left, right), env).tolist() == [cell - 1, cell + 1 + CELLS]
+
+
+def test_uncertainty_sees_what_agents_see(posed: Posed) -> None:
+    """The same with either observation, whatever the truth is."""
+    actions = []
+    for observation in ("full", "reference"):
+        env = posed((NOTHING, NOTHING), (NOTHING, disc(9, 9, 5)), observation=observation)
+        observations, _ = env.reset(options={"image": 0, "object": 3, "cue": (57.4, 57.4, 198.6, 198.6)})
+        actions += uncertainty(observations, env).tolist()
+    assert len(set(actions)) == 1
+
+
+@pytest.mark.parametrize("grid", [2, 5, 16, 32])
+def test_uncertainty_finds_the_cell_on_any_grid(posed: Posed, grid: int) -> None:
+    env = posed((NOTHING, NOTHING), grid=grid)
+    for cell in (0, grid + 1, grid * grid - 1):
+        x, y = ((env.engine.actions.centres[cell]) * 64).astype(int).clip(0, 63)
+        mask = np.zeros((64, 64), np.uint8)
+        mask[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = 140
+        assert uncertainty(seen(env, mask), env).tolist() == [cell]
+    env.engine.episodes.used[:] = True
+    assert uncertainty(seen(env, mask), env).tolist() == [env.engine.actions.stop]
+
+
+@pytest.mark.parametrize("name", ["centre", "oracle clicks", "uncertainty"])
 def test_all_need_the_grid(posed: Posed, name: str) -> None:
     env = posed((NOTHING, NOTHING), action_mode="point")
     with pytest.raises(ValueError, match="grid"):

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sam_gym import report
-from sam_gym.evaluation import EpisodeCase, Record
 from sam_gym.fetching import write_json
 from sam_gym.progress import progress_bar
+from sam_gym.records import EpisodeCase, Record
 
 
 @pytest.fixture
-def records() -> list[Record]:
-    cases = [EpisodeCase(0, i, (0.0, 0.0, 9.0, 9.0)) for i in range(3)]
+def records(make_record: Callable[..., Record]) -> list[Record]:
     rng = np.random.default_rng(0)
     names = ("box only", "oracle clicks", "agent")
-    return [Record(name, rng.random((3, 6)).round(6), np.array([5, 5, 2]), cases, {}) for name in names]
+    return [make_record(rng.random((3, 6)).round(6), name=name, prompts=np.array([5, 5, 2])) for name in names]
 
 
 class Terminal(io.StringIO):
@@ -47,6 +47,19 @@ def test_markdown(records: list[Record]) -> None:
     assert f"| {records[2].curve[3]:.3f} |" in lines[-1]
     gain = records[2].gain
     assert lines[-1].endswith(f"| {gain.mean:+.3f} | {gain.low:+.3f}..{gain.high:+.3f} | 4.0 |")
+
+
+def test_of_many_prompts_some_are_shown(records: list[Record], make_record: Callable[..., Record]) -> None:
+    """Episodes of 15 prompts and no cue: a table that fits, over the right start."""
+    rng = np.random.default_rng(0)
+    record = make_record(
+        rng.random((3, 16)).round(6), name="agent", prompts=np.array([15, 5, 2]), cases=[EpisodeCase(0, 1, None)] * 3
+    )
+    head, _, row = report.markdown_table([record]).splitlines()
+    assert head.startswith("| prompter | 0 | 1 | 2 | 3 | 5 | 10 | 15 | gain |")
+    shown = [f"{record.curve[step]:.3f}" for step in (0, 1, 2, 3, 5, 10, 15)]
+    assert row.startswith(f"| agent | {' | '.join(shown)} | ")
+    assert (record.start, records[0].start) == ("no prompt", "the box alone")
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-
 EnvId = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
 Precision = Literal["auto", "exact", "fast", "official"]
 Split = Literal["train", "val", "test"]
@@ -61,6 +59,8 @@ def embedding_root() -> Path:
 
 def image_files(folder: Path) -> list[Path]:
     """All image files of a folder and its subfolders, sorted; ValueError if there is none."""
+    from sam_gym.data.images import SUFFIXES
+
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise ValueError(f"{folder} and its subfolders hold no image file ({', '.join(SUFFIXES)})")

@@ -13,7 +13,7 @@ import tyro
 
 from sam_gym.commands.common import MIB, embedding_root, image_files, say, suggestion
 from sam_gym.progress import progress_bar
-from sam_gym.registration import DATASETS, env_ids
+from sam_gym.registration import CLASSES, DATASETS, env_ids
 
 Image = tuple[str, Callable[[], Any]]
 """What messages call it, and what reads its pixels."""
@@ -91,7 +91,7 @@ def encode(
 
 def _images_of(what: str, split: str) -> list[Image]:
     """The images of a dataset, an environment id or a folder."""
-    known = [*DATASETS.values(), *env_ids()]
+    known = [*dict.fromkeys([*DATASETS.values(), *CLASSES.values()]), *env_ids()]
     if what in known:
         return _images_of_dataset(what, split)
     folder = Path(what).expanduser()
@@ -108,13 +108,21 @@ def _images_of(what: str, split: str) -> list[Image]:
 
 def _images_of_dataset(what: str, split: str) -> list[Image]:
     import gymnasium
+    from gymnasium.envs.registration import load_env_creator
 
-    from sam_gym.data import load_data
+    from sam_gym.data import load_data, load_whole_class
 
-    name = str(gymnasium.spec(what).kwargs["dataset"]) if what in env_ids() else what
+    load: Callable[..., Any] = load_data
+    name = what
+    if what in env_ids():
+        spec = gymnasium.spec(what)
+        name = str(spec.kwargs["dataset"])
+        made: Any = load_env_creator(str(spec.entry_point))
+        if made.settings_class.whole_class:  # its images may be tiles
+            load = load_whole_class
     splits = ("train", "val", "test") if split == "all" else (split,)
     return [
         (f"{name} {data.split} {image_id}", partial(data.image, image_id))
-        for data in (load_data(name, each) for each in splits)
+        for data in (load(name, each) for each in splits)
         for image_id in data.image_ids
     ]

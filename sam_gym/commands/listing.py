@@ -11,7 +11,7 @@ import gymnasium
 import tyro
 
 from sam_gym.commands.common import console, say, suggestion
-from sam_gym.registration import env_ids
+from sam_gym.registration import CLASSES, TASKS, env_ids
 
 
 def list_environments(
@@ -43,7 +43,7 @@ def list_environments(
         objects = "/".join(str(count) for count in row["objects"].values()) if row["objects"] else ""
         table.add_row(row["id"], objects, _state(row), row["licence"])
     console().print(table)
-    print("objects: train/val/test")
+    print("objects: train/val/test; of SamPromptSemantic images, or tiles of them")
     if any(row["state"] == "to be fetched" for row in rows):
         print("to be fetched: at first use, or by `sam-gym fetch ID`")
 
@@ -53,11 +53,12 @@ def _row(env_id: str) -> dict[str, Any]:
     from sam_gym.data.spec import read_object_counts
 
     spec = DATASETS[str(gymnasium.spec(env_id).kwargs["dataset"])]
+    class_ids = [task.env_id(short) for task in TASKS if task.datasets is CLASSES for short in CLASSES]
     folder = sources.folder_of(spec) if spec.files else None
     return {
         "id": env_id,
         "dataset": spec.name,
-        "objects": read_object_counts(spec.name),
+        "objects": read_object_counts(spec.name, whole_class=env_id in class_ids),
         "state": "generated" if not spec.files else "there" if folder else "to be fetched",
         "folder": str(folder) if folder else None,
         "megabytes": round(sum(file.bytes for file in spec.files) / 1e6, 1),

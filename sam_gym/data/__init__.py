@@ -6,6 +6,7 @@ from sam_gym.data.segmentation import ObjectTable, SegmentationData
 from sam_gym.data.sources import DataUnavailableError
 from sam_gym.data.spec import DatasetSpec
 from sam_gym.data.unlabelled import UnlabelledData
+from sam_gym.data.whole_class import load_whole_class
 
 __all__ = [
     "DATASETS",
@@ -15,6 +16,7 @@ __all__ = [
     "SegmentationData",
     "UnlabelledData",
     "load_data",
+    "load_whole_class",
     "read_image",
     "to_rgb_uint8",
 ]

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from sam_gym import fetching
-from sam_gym.data import dsb, isbi, sources, synthetic, vnc, wbc
+from sam_gym.data import dsb, folder, isbi, sources, synthetic, synthetic_mitochondria, vnc, wbc
 from sam_gym.data.segmentation import MAX_AREA, MIN_AREA, SegmentationData, check_area_limits
 from sam_gym.data.sources import DataMismatchError, DataUnavailableError
 from sam_gym.data.spec import DatasetSpec
@@ -23,7 +23,16 @@ from sam_gym.naming import did_you_mean
 DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
     {
         spec.name: spec
-        for spec in (isbi.SPEC, vnc.CELLS, vnc.MITOCHONDRIA, wbc.CELL, wbc.NUCLEUS, dsb.SPEC, synthetic.SPEC)
+        for spec in (
+            isbi.SPEC,
+            vnc.CELLS,
+            vnc.MITOCHONDRIA,
+            wbc.CELL,
+            wbc.NUCLEUS,
+            dsb.SPEC,
+            synthetic.SPEC,
+            synthetic_mitochondria.SPEC,
+        )
     }
 )
 
@@ -44,6 +53,8 @@ def load_data(
     data: str = "auto",
     min_area: int = MIN_AREA,
     max_area: int = MAX_AREA,
+    root: str | Path | None = None,
+    shares: Sequence[float] = folder.SHARES,
 ) -> SegmentationData:
     """Load one split of one dataset; equal arguments give the same object for as long as the process lives.
 
@@ -51,15 +62,17 @@ def load_data(
     checked by sha256.
 
     Args:
-        name: A key of `DATASETS`, for example "isbi2012" or "synthetic-em".
+        name: A key of `DATASETS`, for example "isbi2012" or "synthetic-em"; or "folder", for files of your own.
         split: "train", "val" or "test".
         data: "auto" takes the real files where they can be had; else it warns (once per process, dataset and setting
             of the folders) and takes the dataset's stand-in. "real" raises instead. "synthetic" takes the stand-in and
-            says nothing. A stand-in has its own images, image ids and number of images, and its `source` is
-            "synthetic-em". A dataset that has none raises where it would be taken. For "synthetic-em" itself all three
-            mean the generator.
+            says nothing. A stand-in has its own images, image ids and number of images, and its `source` is the
+            generated dataset's name. A dataset that has none raises where it would be taken. For a generated dataset
+            itself all three mean the generator.
         min_area: Objects of fewer px are left out.
         max_area: Objects of more px are left out.
+        root: The folder of your own images and masks (`sam_gym.data.folder`), for name "folder" only.
+        shares: Its percentages of images in the three splits, likewise.
 
     Returns:
         The data; `source` says what the pixels really are.
@@ -70,15 +83,23 @@ def load_data(
             no stand-in with data="synthetic". In modes "auto" and "real", $SAM_GYM_DATA holds a file that is not the
             published one.
     """
-    spec = DATASETS[_one_of(name, DATASETS, "dataset")]
-    _one_of(split, spec.splits, f"split of {name}")
+    _one_of(name, (*DATASETS, folder.NAME), "dataset")
+    _one_of(split, folder.SPLITS if name == folder.NAME else DATASETS[name].splits, f"split of {name}")
     _one_of(data, DATA_MODES, "data mode")
     check_area_limits(min_area, max_area)
+    if root is not None and name == folder.NAME:
+        if data == "synthetic":
+            raise DataUnavailableError("a folder has no synthetic stand-in: use data='real'")
+        with _lock:
+            return folder.load_folder(root, split, shares, min_area, max_area)
+    if root is not None or name == folder.NAME:
+        raise ValueError(f"root= is the path of the images and masks of dataset 'folder'; got {name=} and {root=}")
+    spec = DATASETS[name]
     with _lock:
-        source, root = _source(spec, data)
-        key = (name, split, source.name, root, int(min_area), int(max_area))
+        source, files = _source(spec, data)
+        key = (name, split, source.name, files, int(min_area), int(max_area))
         if key not in _loaded:
-            _loaded[key] = _load(name, split, source, root, int(min_area), int(max_area))
+            _loaded[key] = _load(name, split, source, files, int(min_area), int(max_area))
         return _loaded[key]
 
 

@@ -46,4 +46,5 @@ SPEC = DatasetSpec(
     read=read_nuclei,
     folder=NAME,
     files=FILES,
+    text="nucleus",
 )

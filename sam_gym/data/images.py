@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+"""Of the image files that are looked for in folders."""
+
 _CHANNELS = (1, 3, 4)
 
 
@@ -69,8 +72,11 @@ def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
     return to_rgb_uint8(open_pixels(path), str(path))
 
 
-def open_pixels(path: str | Path) -> npt.NDArray[np.generic]:
-    """Read an image file's pixels as stored, a palette looked up: (H, W) or (H, W, channels). Raises like it."""
+def open_pixels(path: str | Path, *, indices: bool = False) -> npt.NDArray[np.generic]:
+    """Read an image file's pixels as stored, a palette looked up: (H, W) or (H, W, channels). Raises like `read_image`.
+
+    With `indices` a palette is left alone: its indices may be labels.
+    """
     from PIL import Image, UnidentifiedImageError
 
     path = Path(path)
@@ -82,7 +88,7 @@ def open_pixels(path: str | Path) -> npt.NDArray[np.generic]:
             if frames > 1 and image.format == "TIFF":
                 raise ValueError(f"{path} is a stack of {frames} images: save the one you want as its own file")
             image.load()
-            return np.asarray(_from_pil(image))
+            return np.asarray(image if indices and image.mode == "P" else _from_pil(image))
     except UnidentifiedImageError as error:
         size = path.stat().st_size
         raise ValueError(f"{path} ({size} bytes) is not an image, or of a format that Pillow cannot read") from error

@@ -53,4 +53,5 @@ SPEC = DatasetSpec(
     folder=NAME,
     files=read_file_list(NAME, BASE_URL),
     stand_in="synthetic-em",
+    text="cell interior",
 )

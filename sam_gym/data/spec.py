@@ -44,10 +44,13 @@ class DatasetSpec:
         splits: Split name -> image ids, in order. Fixed and versioned (`splits.json`), never drawn at random.
         read: `read(root, image_id)` gives the image and its labels; `root` is the folder that holds all of `files`; a
             generated dataset leaves it alone.
+        text: What its objects are, in the words of region-text scores.
         folder: The folder of its files, and the name of their packaged list, `<folder>.csv`; "" if it is generated.
             Two datasets that read the same images share it.
         files: Every file it needs; empty if it is generated.
         stand_in: Name of the generated dataset that takes its place where its files cannot be had, or None.
+        tile: Side in px of the tiles into which images are cut where all objects of one are the target together
+            (`load_whole_class`); None leaves them whole.
     """
 
     name: str
@@ -56,9 +59,11 @@ class DatasetSpec:
     citation: str
     splits: Mapping[str, tuple[str, ...]]
     read: Callable[[Path, str], Sample]
+    text: str
     folder: str = ""
     files: tuple[FileRecord, ...] = ()
     stand_in: str | None = None
+    tile: int | None = None
 
 
 def read_file_list(folder: str, base_url: str) -> tuple[FileRecord, ...]:
@@ -88,11 +93,11 @@ def read_splits(name: str) -> Mapping[str, tuple[str, ...]]:
     return MappingProxyType({split: tuple(ids) for split, ids in tables["datasets"][name].items()})
 
 
-def read_object_counts(name: str) -> dict[str, int]:
+def read_object_counts(name: str, *, whole_class: bool = False) -> dict[str, int]:
     """Packaged numbers of objects, from `sam_gym/data/objects.json`: split name -> objects; so no image has to be read.
 
-    They hold for the dataset's environments (area limits: `sam_gym.registration.SETTINGS`). A name that is not in the
-    table has none.
+    They hold for the dataset's environments (area limits: `sam_gym.registration.SETTINGS`); where the target is a whole
+    class, an image, or a tile of one, holds one object. A name that is not in the table has none.
     """
     tables = json.loads(resources.files("sam_gym.data").joinpath("objects.json").read_text(encoding="utf-8"))
-    return dict(tables["datasets"].get(name, {}))
+    return dict(tables["classes" if whole_class else "datasets"].get(name, {}))

@@ -112,10 +112,11 @@ SPEC = DatasetSpec(
     citation="sam_gym.data.synthetic",
     splits=read_splits(NAME),
     read=_read,
+    text="cell interior",
 )
 
 
-def _smooth(rng: np.random.Generator, shape: tuple[int, ...], period: float) -> _Floats:
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], period: float) -> _Floats:
     """Smooth noise of mean ~0, deviation ~1: random values `period` px apart, interpolated by cubic B-splines."""
     height, width = shape
     rows, cols = int(height / period) + 5, int(width / period) + 5
@@ -146,8 +147,8 @@ def _territories(rng: np.random.Generator, shape: tuple[int, int], spacing: floa
     height, width = shape
     rows, cols = np.mgrid[0:height, 0:width].astype(np.float32)
     for amplitude, period in ((0.30, 1.8), (0.05, 0.45)):  # of the spacing
-        rows += np.float32(amplitude * spacing) * _smooth(rng, shape, period * spacing)
-        cols += np.float32(amplitude * spacing) * _smooth(rng, shape, period * spacing)
+        rows += np.float32(amplitude * spacing) * smooth_noise(rng, shape, period * spacing)
+        cols += np.float32(amplitude * spacing) * smooth_noise(rng, shape, period * spacing)
     stretch, angle = rng.uniform(1.0, 1.7), rng.uniform(0, np.pi)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     metric = (turn * [[stretch], [1.0]]).astype(np.float32)  # cells are elongated one way
@@ -198,8 +199,8 @@ def _open(mask: _Bools, radius: float) -> _Bools:
 
 def _membrane_half_width(rng: np.random.Generator, shape: tuple[int, ...]) -> _Floats:
     """Half width of the membranes in px, varying along them; where it is large they are cut at a slant."""
-    base = rng.uniform(0.6, 1.6) * (1 + 0.3 * _smooth(rng, shape, 30))
-    slanted = np.clip(_smooth(rng, shape, 28) - 1.9, 0, 1) * rng.uniform(0, 12)
+    base = rng.uniform(0.6, 1.6) * (1 + 0.3 * smooth_noise(rng, shape, 30))
+    slanted = np.clip(smooth_noise(rng, shape, 28) - 1.9, 0, 1) * rng.uniform(0, 12)
     return np.maximum(base, 0).astype(np.float32) + slanted.astype(np.float32)
 
 
@@ -209,23 +210,23 @@ def _cytoplasm(rng: np.random.Generator, cells: npt.NDArray[np.int32]) -> _Float
     levels = rng.normal(0, rng.uniform(0.015, 0.06), int(cells.max()) + 1).astype(np.float32)
     dense = rng.random(len(levels)) < 0.06  # some processes are packed and dark throughout
     levels[dense] -= np.float32(rng.uniform(0.05, 0.2))
-    clumps = rng.uniform(0.03, 0.07) * _smooth(rng, shape, 2.6)
-    clouds = rng.uniform(0.0, 0.05) * _smooth(rng, shape, 14)
-    slope = rng.uniform(0.0, 0.05) * _smooth(rng, shape, 120)
+    clumps = rng.uniform(0.03, 0.07) * smooth_noise(rng, shape, 2.6)
+    clouds = rng.uniform(0.0, 0.05) * smooth_noise(rng, shape, 14)
+    slope = rng.uniform(0.0, 0.05) * smooth_noise(rng, shape, 120)
     return (rng.uniform(0.58, 0.72) + levels[cells] + clumps + clouds + slope).astype(np.float32)
 
 
 def _membrane_darkness(rng: np.random.Generator, membrane: _Bools, depth: _Floats) -> _Floats:
     """How much darker than cytoplasm each pixel is: full in the membrane, fading within a pixel or two beside it."""
-    contrast = rng.uniform(0.26, 0.42) * np.clip(1 + 0.22 * _smooth(rng, membrane.shape, 25), 0.35, 1.5)
+    contrast = rng.uniform(0.26, 0.42) * np.clip(1 + 0.22 * smooth_noise(rng, membrane.shape, 25), 0.35, 1.5)
     return (contrast * np.exp(-((depth / rng.uniform(1.0, 1.9)) ** 2))).astype(np.float32)
 
 
 def _draw_tubules(rng: np.random.Generator, shade: _Floats, depth: _Floats) -> None:
     """Thin dark squiggles in some places of the cytoplasm: the endoplasmic reticulum, unlabelled clutter."""
     shape = shade.shape
-    lines = np.exp(-((_smooth(rng, shape, rng.uniform(7, 14)) / 0.12) ** 2))
-    here = np.clip(_smooth(rng, shape, 35) - 0.8, 0, 1) * np.clip((depth - 3) / 3, 0, 1)
+    lines = np.exp(-((smooth_noise(rng, shape, rng.uniform(7, 14)) / 0.12) ** 2))
+    here = np.clip(smooth_noise(rng, shape, 35) - 0.8, 0, 1) * np.clip((depth - 3) / 3, 0, 1)
     shade -= (rng.uniform(0.05, 0.25) * lines * here).astype(np.float32)
 
 
@@ -297,7 +298,7 @@ def _draw_mitochondria(
             continue
         rim = np.exp(-((ndimage.distance_transform_edt(np.pad(body, 1))[1:-1, 1:-1] - 1) ** 2) / 1.6)
         across = np.cos(stripes_tilt) * x + np.sin(stripes_tilt) * y
-        cristae = np.sin(2 * np.pi / stripe * across + 1.6 * _smooth(rng, body.shape, 12))
+        cristae = np.sin(2 * np.pi / stripe * across + 1.6 * smooth_noise(rng, body.shape, 12))
         dark = level - contrast * cristae * (1 - rim) + 0.2 * rim
         shade[box][body] -= dark[body].astype(np.float32)
         mitochondria[box][body] = int(mitochondria.max()) + 1

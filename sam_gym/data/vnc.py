@@ -67,6 +67,7 @@ CELLS = DatasetSpec(
     folder=FOLDER,
     files=_files("membranes"),
     stand_in="synthetic-em",
+    text="cell interior",
 )
 
 MITOCHONDRIA = DatasetSpec(
@@ -78,4 +79,7 @@ MITOCHONDRIA = DatasetSpec(
     read=read_mitochondria,
     folder=FOLDER,
     files=_files("mitochondria"),
+    stand_in="synthetic-mitochondria",
+    text="mitochondrion",
+    tile=512,
 )

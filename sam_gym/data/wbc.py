@@ -51,6 +51,7 @@ CELL = DatasetSpec(
     read=read_cell,
     folder=FOLDER,
     files=FILES,
+    text="white blood cell",
 )
 
 NUCLEUS = DatasetSpec(
@@ -62,4 +63,5 @@ NUCLEUS = DatasetSpec(
     read=read_nucleus,
     folder=FOLDER,
     files=FILES,
+    text="nucleus of a white blood cell",
 )

@@ -2,5 +2,13 @@
 
 from sam_gym.envs.box_refine import SamBoxRefineEnv, SamBoxRefineVectorEnv
 from sam_gym.envs.prompt import SamPromptEnv, SamPromptVectorEnv
+from sam_gym.envs.semantic import SamPromptSemanticEnv, SamPromptSemanticVectorEnv
 
-__all__ = ["SamBoxRefineEnv", "SamBoxRefineVectorEnv", "SamPromptEnv", "SamPromptVectorEnv"]
+__all__ = [
+    "SamBoxRefineEnv",
+    "SamBoxRefineVectorEnv",
+    "SamPromptEnv",
+    "SamPromptSemanticEnv",
+    "SamPromptSemanticVectorEnv",
+    "SamPromptVectorEnv",
+]

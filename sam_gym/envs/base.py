@@ -23,6 +23,9 @@ from sam_gym.envs.settings import Settings
 
 ROW_0 = np.zeros(1, np.intp)
 
+VALUE_DEPTH = {"cue": 1, "points": 2}
+"""Depth of lists that one value of a reset option has, where it is no plain one."""
+
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
 
 
@@ -230,11 +233,20 @@ def _seeds(seed: int | Sequence[int | None] | None, n: int) -> list[int | None]:
     return list(seed)
 
 
+def _depth(value: Any) -> int:
+    """How deep lists are nested in each other; rows need not be of one length."""
+    if isinstance(value, np.ndarray):
+        return value.ndim
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return 0
+    return 1 + max(map(_depth, value), default=0)
+
+
 def _request_of(options: Mapping[str, Any], row: int, n: int) -> dict[str, Any]:
-    """The reset options of one sub-environment: a list of N, or an (N, 4) array of cues, is handed out by row."""
+    """The reset options of one sub-environment: lists of N values are handed out by row."""
     request = {}
     for name, value in options.items():
-        per_row = np.ndim(value) == 2 if name == "cue" else isinstance(value, Sequence | np.ndarray) and np.ndim(value)
+        per_row = _depth(value) > VALUE_DEPTH.get(name, 0)
         if per_row and len(value) != n:
             raise ValueError(f"reset option {name!r} has {len(value)} entries for {n} environments")
         request[name] = value[row] if per_row else value

@@ -194,7 +194,8 @@ class SamBoxRefineEnv(EngineEnv):
     ## Rewards
 
     IoU after the step minus IoU before it, at the image's full resolution, minus `prompt_cost` for a prompt. `reward`
-    selects "iou", "dice" or a weighted sum {"iou": 1, "dice": 1}; "hit" is 0 here, since a box is no click.
+    selects "iou", "dice", "clip" (as in `SamPromptEnv`) or a weighted sum {"iou": 1, "dice": 1}; "hit" is 0 here, since a
+    box is no click.
 
     ## Starting State
 
@@ -227,7 +228,7 @@ class SamBoxRefineEnv(EngineEnv):
     | `action_mode`  | "continuous"  | "continuous" or "discrete"                                           |
     | `max_prompts`  | 5             | boxes per episode, the cue not counted                               |
     | `view_scale`   | 2.4           | side of the view over the cue's longer side                          |
-    | `dataset`, `split`, `data`, `checkpoint`, `device`, `precision`, `observation`, `grid`, `reward`, `prompt_cost`, `min_area`, `max_area`, `render_mode` | | as for `SamPromptEnv` |
+    | `dataset`, `split`, `data`, `checkpoint`, `device`, `precision`, `observation`, `grid`, `reward`, `prompt_cost`, `clip`, `min_area`, `max_area`, `root`, `shares`, `render_mode` | | as for `SamPromptEnv` |
 
     `checkpoint` also takes a decoder that was tuned for such boxes (`sam_gym.sam.tuning`).
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sam_gym.boxes import clip_box
-from sam_gym.data import SegmentationData, load_data
+from sam_gym.data import DATASETS, SegmentationData, load_data, load_whole_class
+from sam_gym.envs.agreement import Agreement, Scene, embed_text
 from sam_gym.envs.episode import Episodes, view_of
+from sam_gym.envs.labelling import LABELER, TRUTH, Labeler, LabelledCells, LabelScene, clicks_of_truth
 from sam_gym.envs.observers import OBSERVERS, Observer, Rows
 from sam_gym.envs.rewards import Outcome, Quality, parse_reward, weighted
 from sam_gym.envs.settings import RESET_OPTIONS, Settings
@@ -29,14 +32,23 @@ from sam_gym.sam.prompts import PromptBatch
 
 NO_ROWS: Rows = np.zeros(0, np.intp)
 
+NO_CLICKS = np.zeros((0, 3), np.float32)
+
+NO_MASK = -100.0
+"""Low-resolution logit of a mask that SAM has not made: empty, and without doubt."""
+
 
 @dataclass(frozen=True)
 class Pose:
-    """Where one episode begins: image index, object id, cue box (4,) float32."""
+    """Where one episode begins: image index, object id, cue box (4,), clicks that are given (k, 3) x, y, label.
+
+    Without clicks, None, an episode begins as its settings say.
+    """
 
     image: int
     object_id: int
     cue: NDArray[np.float32]
+    clicks: NDArray[np.float32] | None
 
 
 class PromptEngine:
@@ -51,28 +63,45 @@ class PromptEngine:
     Attributes:
         episodes: The episodes as arrays.
         quality: IoU and Dice of the current masks against their objects, (N,) each.
-        box_only_iou: (N,) IoU of the cue box's own mask, where each episode began.
+        first_iou: (N,) IoU of the mask that each episode began with, 0 where there was none.
+        text: What the target is, in words.
+        labeler: The recalibration module beside the episodes, where it labels the clicks; else None.
+        text_embedding: (D,) float32, for tasks that show it to agents; else None.
     """
 
     def __init__(self, settings: Settings, num_envs: int, images: SegmentationData | None = None) -> None:
         self.settings = settings
         self.actions = settings.actions()
         if images is None:
-            images = load_data(settings.dataset, settings.split, settings.data, settings.min_area, settings.max_area)
+            which = settings.dataset, settings.split, settings.data, settings.min_area, settings.max_area
+            images = settings.choose(
+                load_whole_class(*which) if settings.whole_class else load_data(*which, settings.root, settings.shares)
+            )
         self.data = images
+        spec = DATASETS.get(settings.dataset)
+        self.text = spec.text if spec else ""  # nobody says what the objects of a folder are
+        self.text_embedding = embed_text(self.text, settings) if settings.whole_class else None
         self.backend = get_backend(settings.checkpoint, settings.device, settings.precision)
         n = num_envs
-        self.episodes = Episodes.blank(n, settings.max_prompts, settings.grid)
+        self.episodes = Episodes.blank(n, settings.max_prompts, settings.grid, settings.given_clicks)
         self._observer: Observer = OBSERVERS[settings.observation](
-            self.episodes, self.backend, settings.grid, settings.sight
+            self.episodes, self.backend, settings.grid, settings.sight, self.text_embedding
         )
         self.observation_space = self._observer.space
+        self.labeler: Labeler | None = None
+        if isinstance(self.actions, LabelledCells):
+            channels, device = self.backend.embedding_channels, self.backend.device
+            self.labeler = Labeler(settings, channels, device, self.episodes, self._observer, self.text)
+            self.actions.labeler = self.labeler
         self.quality = Quality(np.zeros(n), np.zeros(n))
-        self.box_only_iou = np.zeros(n)
+        self.first_iou = np.zeros(n)
         self._reward = parse_reward(settings.reward)
+        self._agreement = Agreement(self.text, settings) if "clip" in self._reward else None
+        self._agreed = np.zeros(n)
         self._logits = torch.zeros(n, *self.backend.mask_size, device=self.backend.device)
         self._embeddings: list[ImageEmbedding | None] = [None] * n
         self._truths: list[Tensor | None] = [None] * n
+        self._scenes: list[Scene | None] = [None] * n
 
     # ------------------------------------------------------------------ posing
 
@@ -82,7 +111,8 @@ class PromptEngine:
         Args:
             rng: The sub-environment's own generator.
             request: May hold "image" (index in the split, or id), "object" (id in that image), "cue" (x0, y0,
-                x1, y1 in image pixels) and the task's own options; what is missing is drawn.
+                x1, y1 in image pixels), "points" ((x, y, label), ...) and the task's own options, as far as
+                `Settings.reset_options` has them; what is missing is drawn, points excepted.
 
         Raises:
             ValueError: An unknown entry, or an image, object or cue that is not there.
@@ -91,7 +121,7 @@ class PromptEngine:
         if unknown := sorted(request.keys() - set(self.settings.reset_options)):
             *others, last = map(repr, self.settings.reset_options)
             raise ValueError(f"unknown reset options {unknown}; known are {', '.join(others)} and {last}")
-        image, wanted, cue = (request.pop(name, None) for name in RESET_OPTIONS)
+        image, wanted, cue, points = (request.pop(name, None) for name in (*RESET_OPTIONS, "points"))
         objects = self.data.objects
         if wanted is not None:
             if image is None:
@@ -118,7 +148,10 @@ class PromptEngine:
             if (box[2:] <= 0).any() or (box[:2] >= size[::-1]).any():
                 raise ValueError(f"reset option 'cue' lies outside the image of {size[1]} x {size[0]} px: {cue!r}")
             box = clip_box(box, (size[0], size[1]))
-        return Pose(index, int(objects.object_id[row]), box)
+        clicks = None if points is None else _checked_clicks(points, size, self.settings.given_clicks)
+        if clicks is None and self.settings.begins_with == TRUTH:
+            clicks = clicks_of_truth(self.data.mask(index, int(objects.object_id[row])), rng)
+        return Pose(index, int(objects.object_id[row]), box, clicks)
 
     # ---------------------------------------------------------------- stepping
 
@@ -149,63 +182,92 @@ class PromptEngine:
 
     def _stage(self, fresh: Mapping[int, Pose]) -> _Begun:
         """New episodes, made ready beside the running ones."""
-        episodes = Episodes.blank(len(fresh), self.settings.max_prompts, self.settings.grid)
+        settings = self.settings
+        episodes = Episodes.blank(len(fresh), settings.max_prompts, settings.grid, settings.given_clicks)
         for i, pose in enumerate(fresh.values()):
             episodes.image[i], episodes.object_id[i] = pose.image, pose.object_id
             episodes.image_size[i] = self.data.image(pose.image).shape[:2]
-            episodes.cue[i] = episodes.box[i] = episodes.last_box[i] = pose.cue
-            episodes.view[i] = view_of(pose.cue, self.settings.view_scale)
+            episodes.cue[i] = pose.cue
+            episodes.box[i] = episodes.last_box[i] = pose.cue if settings.has_cue else np.nan
+            episodes.view[i] = view_of(pose.cue, settings.view_scale)
         embeddings = self.backend.encode([self.data.image(pose.image) for pose in fresh.values()])
         truths: list[Tensor | None] = [None] * len(fresh)
         if self.data.labelled:
             masks = (self.data.mask(pose.image, pose.object_id) for pose in fresh.values())
             truths = [torch.as_tensor(mask, device=self.backend.device) for mask in masks]
-        return _Begun(np.fromiter(fresh, np.intp, len(fresh)), episodes, embeddings, truths)
+        label_scenes: list[LabelScene | None] = [None] * len(fresh)
+        for i, pose in enumerate(fresh.values()):
+            image, clicks = self.data.image(pose.image), pose.clicks
+            if self.labeler is not None:
+                label_scenes[i] = scene = self.labeler.scene(image, episodes.view[i], embeddings[i])
+                if clicks is None and settings.begins_with == LABELER:
+                    clicks = self.labeler.first_clicks(scene, (image.shape[0], image.shape[1]))
+            episodes.give(i, NO_CLICKS if clicks is None else clicks)
+            episodes.decoded[i] |= settings.has_cue
+        scenes = [
+            self._agreement.scene(self.data.image(pose.image), view, embedding) if self._agreement else None
+            for pose, view, embedding in zip(fresh.values(), episodes.view, embeddings, strict=True)
+        ]
+        return _Begun(np.fromiter(fresh, np.intp, len(fresh)), episodes, embeddings, truths, scenes, label_scenes)
 
     def _decode(self, prompted: Rows, begun: _Begun) -> _Decoded:
-        """The one decode call of a step: the prompts of running episodes, then the cue boxes of new ones."""
-        if not len(prompted) and not len(begun.rows):
-            none = np.zeros(0)
-            return _Decoded(self._logits[:0], none, none, none, np.zeros((0, 4), np.float32))
+        """The one decode call of a step: the prompts of running episodes, then what new ones begin with.
+
+        A new episode that begins with nothing has an empty mask that nobody decoded or measured.
+        """
         running, new = self.episodes, begun.episodes
-        has_mask = (np.arange(len(prompted) + len(new)) < len(prompted)) & self.settings.feeds_mask
+        asked = np.concatenate([np.ones(len(prompted), np.bool_), new.decoded])
+        if not asked.any():
+            return _Decoded.nothing(len(asked), self._logits)
+        has_mask = np.concatenate([running.decoded[prompted], np.zeros(len(new), np.bool_)]) & self.settings.feeds_mask
         masks = None
         if has_mask.any():
             previous = self._logits[torch.as_tensor(prompted, device=self._logits.device)]
             masks = torch.cat([previous, previous.new_zeros(len(new), *previous.shape[1:])])
+            masks = masks if asked.all() else masks[torch.as_tensor(asked, device=masks.device)]
         batch = PromptBatch(
-            points=np.concatenate([running.points[prompted], new.points]),
-            labels=np.concatenate([running.labels[prompted], new.labels]),
-            boxes=np.concatenate([running.box[prompted], new.box]),
+            points=np.concatenate([running.all_points[prompted], new.all_points])[asked],
+            labels=np.concatenate([running.all_labels[prompted], new.all_labels])[asked],
+            boxes=np.concatenate([running.box[prompted], new.box])[asked],
             mask_logits=masks,
-            has_mask=has_mask,
+            has_mask=has_mask[asked],
         )
-        embeddings = [_known(self._embeddings[row]) for row in prompted] + begun.embeddings
+
+        def those(held: list, staged: list) -> list:
+            return list(compress([_known(held[row]) for row in prompted] + staged, asked))
+
+        embeddings = those(self._embeddings, begun.embeddings)
+        truths = those(self._truths, begun.truths) if self.data.labelled else None
         boxes = self.settings.sight.shows_mask_box
-        if not self.data.labelled:
-            return _Decoded.of(self.backend.decode(embeddings, batch, statistics=boxes))
-        truths = [_known(truth) for truth in (*(self._truths[row] for row in prompted), *begun.truths)]
-        return _Decoded.of(self.backend.decode(embeddings, batch, truths=truths, statistics=boxes))
+        made = _Decoded.of(self.backend.decode(embeddings, batch, truths=truths, statistics=boxes))
+        if self._agreement:
+            made.agreement = self._agreement.of(those(self._scenes, begun.scenes), made.logits)
+        return made if asked.all() else made.among(asked, self._logits)
 
     def _finish_step(self, acted: Rows, prompted: Rows, decoded: _Decoded) -> NDArray[np.float64]:
         before = Quality(self.quality.iou[acted].copy(), self.quality.dice[acted].copy())
+        agreed = self._agreed[acted]
         hit = np.zeros(len(self.episodes))
         for row in prompted:
             hit[row] = self._hit(row)
         self._update_masks(prompted, decoded, first=False)
+        self.episodes.decoded[prompted] = True
         after = Quality(self.quality.iou[acted], self.quality.dice[acted])
         self._observer.count(acted)
         cost = self.settings.prompt_cost * np.isin(acted, prompted)
-        return weighted(self._reward, Outcome(before, after, hit[acted])) - cost
+        return weighted(self._reward, Outcome(before, after, hit[acted], self._agreed[acted] - agreed)) - cost
 
     def _install(self, begun: _Begun, decoded: _Decoded) -> None:
         self.episodes.put(begun.rows, begun.episodes)
         for i, row in enumerate(begun.rows):
             self._embeddings[row], self._truths[row] = begun.embeddings[i], begun.truths[i]
+            self._scenes[row] = begun.scenes[i]
+            if self.labeler is not None:
+                self.labeler.begin(row, _known(begun.label_scenes[i]))
             self._observer.begin(row, self.data.image(int(begun.episodes.image[i])), begun.embeddings[i])
         self._update_masks(begun.rows, decoded, first=True)
         self._observer.count(begun.rows)
-        self.box_only_iou[begun.rows] = self.quality.iou[begun.rows]
+        self.first_iou[begun.rows] = self.quality.iou[begun.rows]
 
     def _update_masks(self, rows: Rows, decoded: _Decoded, *, first: bool) -> None:
         """Take over new masks; only small maps and scalars come to the host."""
@@ -213,13 +275,15 @@ class PromptEngine:
             return
         self._logits[torch.as_tensor(rows, device=self._logits.device)] = decoded.logits
         self.quality.iou[rows], self.quality.dice[rows] = decoded.iou, decoded.dice
+        self._agreed[rows] = decoded.agreement
         self.episodes.mask_box[rows] = decoded.mask_box
         self._observer.show(rows, decoded.logits, decoded.predicted_iou, first=first)
 
     def _hit(self, row: int) -> float:
         """+1 or -1: does the newest click's label agree with the truth under it? 0 if the prompt was a box.
 
-        NaN where there is no truth.
+        Where a module labels, the label is not the agent's doing: then it is AlignSAM's own reward, +1 if the click
+        stands in the foreground, else -1. NaN where there is no truth.
         """
         if not self.data.labelled:
             return np.nan
@@ -228,7 +292,8 @@ class PromptEngine:
         if label < 0:
             return 0.0
         x, y = np.round(self.episodes.points[row, slot]).astype(int)
-        return 1.0 if bool(_known(self._truths[row])[y, x]) == bool(label) else -1.0
+        wanted = bool(label) or self.labeler is not None
+        return 1.0 if bool(_known(self._truths[row])[y, x]) == wanted else -1.0
 
     # ------------------------------------------------------------------ looking
 
@@ -242,6 +307,7 @@ class PromptEngine:
 
     def info(self, row: int) -> dict[str, Any]:
         """Quality and identity of one row's episode, as plain Python values."""
+        text = {} if self.text_embedding is None else {"text": self.text}
         return {
             "iou": float(self.quality.iou[row]),
             "dice": float(self.quality.dice[row]),
@@ -249,6 +315,7 @@ class PromptEngine:
             "image": self.data.image_ids[self.episodes.image[row]],
             "object": int(self.episodes.object_id[row]),
             "source": self.data.source,
+            **text,
         }
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -281,13 +348,16 @@ class _Begun:
     episodes: Episodes
     embeddings: list[ImageEmbedding]
     truths: list[Tensor | None]
+    scenes: list[Scene | None]
+    label_scenes: list[LabelScene | None]
 
 
 @dataclass
 class _Decoded:
-    """What a step needs of a decode: logits (n, 4h, 4w) on the device; on the host three numbers per mask and its box.
+    """What a step needs of a decode: logits (n, 4h, 4w) on the device; on the host four numbers per mask and its box.
 
-    The boxes are (n, 4) float32 in pixels of the image, NaN where the mask is empty or nobody asked.
+    `agreement` is that of the masks with their text, 0 where no reward asks for it. The boxes are (n, 4) float32 in
+    pixels of the image, NaN where the mask is empty or nobody asked.
     """
 
     logits: Tensor
@@ -295,6 +365,22 @@ class _Decoded:
     iou: NDArray[np.float64]
     dice: NDArray[np.float64]
     mask_box: NDArray[np.float32]
+    agreement: NDArray[np.float64]
+
+    @classmethod
+    def nothing(cls, n: int, like: Tensor) -> _Decoded:
+        """Empty masks that SAM was not asked for, of the size of `like` (N, 4h, 4w)."""
+        logits = like.new_full((n, *like.shape[1:]), NO_MASK)
+        predicted, iou, dice, agreement = np.zeros((4, n))
+        return cls(logits, predicted, iou, dice, np.full((n, 4), np.nan, np.float32), agreement)
+
+    def among(self, asked: NDArray[np.bool_], like: Tensor) -> _Decoded:
+        """These results at the rows that were `asked` for, nothing at the others."""
+        every = _Decoded.nothing(len(asked), like)
+        every.logits[torch.as_tensor(asked, device=like.device)] = self.logits
+        for name in ("predicted_iou", "iou", "dice", "mask_box", "agreement"):
+            getattr(every, name)[asked] = getattr(self, name)
+        return every
 
     @classmethod
     def of(cls, masks: Masks) -> _Decoded:
@@ -308,17 +394,32 @@ class _Decoded:
         if measured is not None and measured.box is not None:
             some = (measured.area[:, 0] > 0).cpu().numpy()
             boxes[some] = measured.box[:, 0].cpu().numpy()[some]
-        return cls(masks.logits[:, 0], predicted, iou, dice, boxes)
+        return cls(masks.logits[:, 0], predicted, iou, dice, boxes, np.zeros(len(boxes)))
 
     def __getitem__(self, rows: slice) -> _Decoded:
-        return _Decoded(
-            self.logits[rows], self.predicted_iou[rows], self.iou[rows], self.dice[rows], self.mask_box[rows]
-        )
+        return _Decoded(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def _known(value: Any) -> Any:
     assert value is not None, "reset() fills every row before anything reads it"
     return value
+
+
+def _checked_clicks(points: Any, size: tuple[int, ...], most: int) -> NDArray[np.float32]:
+    """Clicks (k, 3) x, y, label in the pixels of an image of `size`; ValueError if they are none or too many."""
+    try:
+        clicks = np.asarray(points, np.float32) if len(points) else NO_CLICKS
+    except (TypeError, ValueError):
+        clicks = np.zeros(0, np.float32)
+    if clicks.ndim != 2 or clicks.shape[1] != 3 or len(clicks) > most or not np.isin(clicks[:, 2], (0, 1)).all():
+        raise ValueError(
+            f"reset option 'points' must be up to {most} times x, y, label with label 1 (foreground) or 0 (background),"
+            f" got {points!r}"
+        )
+    limit = np.array([size[1] - 1, size[0] - 1])
+    if not ((clicks[:, :2] >= 0) & (clicks[:, :2] <= limit)).all():
+        raise ValueError(f"reset option 'points' leaves the image of {size[1]} x {size[0]} px: {points!r}")
+    return clicks
 
 
 def _plain(image: Any) -> int | str:

@@ -25,13 +25,16 @@ class Episodes:
         image: (N,) int32 index of the image in the data set.
         object_id: (N,) int32 label of the object in that image.
         image_size: (N, 2) int32 height, width in pixels.
-        cue: (N, 4) float32 noisy box x0, y0, x1, y1 that the episode starts from.
+        cue: (N, 4) float32 box x0, y0, x1, y1 that the episode starts from; the whole image in tasks without one.
         view: (N, 3) float32 left, top, side of the square that is observed and acted in.
-        box: (N, 4) float32 box prompt of the next decode; the cue until an action moves it.
+        box: (N, 4) float32 box prompt of the next decode; the cue until an action moves it, NaN in tasks without one.
         last_box: (N, 4) float32 the box before that, the cue if there was none.
         mask_box: (N, 4) float32 tight box of the current mask, NaN where it is empty; tasks about boxes only.
+        given_points: (N, K, 2) float32 clicks that the episode was begun with; K is 0 in tasks without them.
+        given_labels: (N, K) int8: 1, 0, or -1 where none was given.
         points: (N, T, 2) float32 clicks so far.
         labels: (N, T) int8: 1, 0, or -1 where no click is yet.
+        decoded: (N,) bool: whether SAM has made a mask in this episode.
         used: (N, G*G) bool cells that have been clicked.
         prompts: (N,) int32 prompts given so far, the cue not counted.
         stopped: (N,) bool whether the agent has said stop.
@@ -46,16 +49,19 @@ class Episodes:
     box: Floats
     last_box: Floats
     mask_box: Floats
+    given_points: Floats
+    given_labels: NDArray[np.int8]
     points: Floats
     labels: NDArray[np.int8]
+    decoded: NDArray[np.bool_]
     used: NDArray[np.bool_]
     prompts: NDArray[np.int32]
     stopped: NDArray[np.bool_]
     steps: NDArray[np.int32]
 
     @classmethod
-    def blank(cls, n: int, max_prompts: int, grid: int) -> Episodes:
-        """N rows of nothing."""
+    def blank(cls, n: int, max_prompts: int, grid: int, given: int = 0) -> Episodes:
+        """N rows of nothing; `given` is K, how many clicks an episode may be begun with."""
         return cls(
             image=np.zeros(n, np.int32),
             object_id=np.zeros(n, np.int32),
@@ -65,8 +71,11 @@ class Episodes:
             box=np.zeros((n, 4), np.float32),
             last_box=np.zeros((n, 4), np.float32),
             mask_box=np.full((n, 4), np.nan, np.float32),
+            given_points=np.zeros((n, given, 2), np.float32),
+            given_labels=np.full((n, given), ABSENT, np.int8),
             points=np.zeros((n, max_prompts, 2), np.float32),
             labels=np.full((n, max_prompts), ABSENT, np.int8),
+            decoded=np.zeros(n, np.bool_),
             used=np.zeros((n, grid * grid), np.bool_),
             prompts=np.zeros(n, np.int32),
             stopped=np.zeros(n, np.bool_),
@@ -82,6 +91,16 @@ class Episodes:
         return self.labels.shape[1]
 
     @property
+    def all_points(self) -> Floats:
+        """(N, K + T, 2): the clicks that the episode was begun with, then those since."""
+        return np.concatenate([self.given_points, self.points], axis=1)
+
+    @property
+    def all_labels(self) -> NDArray[np.int8]:
+        """(N, K + T): labels of `all_points`."""
+        return np.concatenate([self.given_labels, self.labels], axis=1)
+
+    @property
     def terminated(self) -> NDArray[np.bool_]:
         """(N,) bool: stopped, or out of prompts."""
         return self.stopped | (self.prompts >= self.max_prompts)
@@ -92,6 +111,12 @@ class Episodes:
         self.last_box[row] = self.box[row]
         self.box[row] = clip_box(box, (height, width))
         self.prompts[row] += 1
+
+    def give(self, row: int, clicks: Floats) -> None:
+        """Begin with clicks (k, 3) x, y, label, k <= K; they are no prompts of the agent."""
+        self.given_points[row, : len(clicks)] = clicks[:, :2]
+        self.given_labels[row, : len(clicks)] = clicks[:, 2]
+        self.decoded[row] = len(clicks) > 0
 
     def put(self, rows: NDArray[np.intp], other: Episodes) -> None:
         """Write the rows of `other` over `rows`."""
@@ -127,7 +152,36 @@ class ActionMode(Protocol):
         ...
 
 
-class GridActions:
+class Cells:
+    """The view divided into G x G cells, row by row from its top left, of which the centres can be clicked.
+
+    Attributes:
+        grid: G.
+        cells: G * G.
+        centres: (G * G, 2) x and y of the cells' centres, as shares of the view's side.
+    """
+
+    def __init__(self, grid: int) -> None:
+        self.grid = grid
+        self.cells = grid * grid
+        middle = (np.arange(grid, dtype=np.float32) + 0.5) / grid
+        self.centres: Floats = (
+            np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2).astype(np.float32)
+        )  # (G*G, 2), x fastest
+
+    def click(self, episodes: Episodes, row: int, cell: int, label: int) -> None:
+        """A click at the centre of a cell, in an episode."""
+        _click(episodes, row, in_view(episodes.view[row], self.centres[cell : cell + 1])[0], label)
+        episodes.used[row, cell] = True
+
+    def inside(self, episodes: Episodes) -> NDArray[np.bool_]:
+        """(N, G*G) bool: cells whose centre lies in the image."""
+        centres = in_view(episodes.view, self.centres)
+        size = episodes.image_size[:, None, ::-1]
+        return np.logical_and.reduce((centres >= 0) & (centres < size), axis=-1)
+
+
+class GridActions(Cells):
     """Discrete(2 * G * G + 1): a positive click in a cell, a negative click in a cell, stop.
 
     Action a < G*G is a foreground click at the centre of cell a (row a // G, column a % G of the view),
@@ -135,14 +189,9 @@ class GridActions:
     """
 
     def __init__(self, grid: int) -> None:
-        self.grid = grid
-        self.cells = grid * grid
+        super().__init__(grid)
         self.stop = 2 * self.cells
         self.space: spaces.Space = spaces.Discrete(self.stop + 1)
-        middle = (np.arange(grid, dtype=np.float32) + 0.5) / grid
-        self.centres: Floats = (
-            np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2).astype(np.float32)
-        )  # (G*G, 2), x fastest
 
     def apply(self, episodes: Episodes, rows: NDArray[np.intp], actions: NDArray) -> None:
         """Write the prompts that `actions` (one per row) mean into `episodes`."""
@@ -152,18 +201,12 @@ class GridActions:
         for row, action in zip(rows, checked_choices(actions, self.stop, meaning), strict=True):
             if action == self.stop:
                 episodes.stopped[row] = True
-                continue
-            cell = int(action) % self.cells
-            xy = in_view(episodes.view[row], self.centres[cell : cell + 1])[0]
-            _click(episodes, row, xy, label=int(action < self.cells))
-            episodes.used[row, cell] = True
+            else:
+                self.click(episodes, row, int(action) % self.cells, label=int(action < self.cells))
 
     def masks(self, episodes: Episodes) -> NDArray[np.bool_]:
         """(N, 2*G*G + 1) bool: cells that are unused and whose centre lies in the image, and stop."""
-        centres = in_view(episodes.view, self.centres)
-        size = episodes.image_size[:, None, ::-1]
-        inside = ((centres >= 0) & (centres < size)).all(axis=-1)
-        free = inside & ~episodes.used
+        free = self.inside(episodes) & ~episodes.used
         return np.concatenate([free, free, np.ones((len(episodes), 1), np.bool_)], axis=1)
 
 

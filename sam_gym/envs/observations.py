@@ -28,7 +28,7 @@ STATE = ("prompts_left", "predicted_iou", "mask_area", "view_size", "last_change
 """First entries of `state`, in order, each in [0, 1]; those of the task's `Sight` follow."""
 
 
-def observation_space(channels: int, grid: int, maps: int, numbers: int) -> spaces.Dict:
+def observation_space(channels: int, grid: int, maps: int, numbers: int, text_dim: int = 0) -> spaces.Dict:
     """The Dict space of one environment.
 
     Args:
@@ -36,14 +36,21 @@ def observation_space(channels: int, grid: int, maps: int, numbers: int) -> spac
         grid: G of the action grid.
         maps: Channels of the task's sight.
         numbers: Its entries of `state`.
+        text_dim: Length of the text embedding; 0 for tasks without one.
     """
     return spaces.Dict(
         {
             "maps": spaces.Box(0, 255, (len(MAPS) + maps, MAP_SIZE, MAP_SIZE), np.uint8),
             "embedding": spaces.Box(-np.inf, np.inf, (channels, grid, grid), np.float32),
             "state": spaces.Box(0.0, 1.0, (len(STATE) + numbers,), np.float32),
+            **text_space(text_dim),
         }
     )
+
+
+def text_space(text_dim: int) -> dict[str, spaces.Space]:
+    """The entry `text` of an observation space, or none if `text_dim` is 0."""
+    return {"text": spaces.Box(-1.0, 1.0, (text_dim,), np.float32)} if text_dim else {}
 
 
 @dataclass
@@ -51,8 +58,8 @@ class Sampling:
     """Where the pixels of N mask maps lie, on the device.
 
     Attributes:
-        grid: (N, 64, 64, 2) float32: pixel centres in the model's input frame, in [-1, 1].
-        inside: (N, 64, 64) bool: which of them lie in the image.
+        grid: (N, S, S, 2) float32: pixel centres in the model's input frame, in [-1, 1]; S is 64 for observations.
+        inside: (N, S, S) bool: which of them lie in the image.
     """
 
     grid: Tensor
@@ -110,10 +117,14 @@ def _cell_weights(places: NDArray, inside: NDArray[np.bool_], length: int) -> tu
     return int(low[0]), matrix.reshape(-1, 2, length).mean(axis=1)[:, low[0] : low[-1] + 2]
 
 
+def sampled(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Low-resolution logits (n, 4h, 4w) -> logits at the places of a sampling of n rows, (n, S, S)."""
+    return F.grid_sample(logits[:, None], sampling.grid, align_corners=False, padding_mode="border")[:, 0]
+
+
 def mask_maps(logits: Tensor, sampling: Sampling) -> NDArray[np.uint8]:
     """Low-resolution logits (n, 4h, 4w) -> the masks' probabilities in their views, (n, 64, 64) uint8."""
-    sampled = F.grid_sample(logits[:, None], sampling.grid, align_corners=False, padding_mode="border")
-    probability = sampled[:, 0].sigmoid() * sampling.inside
+    probability = sampled(logits, sampling).sigmoid() * sampling.inside
     return (probability * 255).round().to(torch.uint8).cpu().numpy()
 
 
@@ -149,29 +160,29 @@ def _axis(
     return 2 * pixels * (embedding.input_size[axis] / length) / side - 1, (pixels >= 0) & (pixels < length)
 
 
-def sampling_of(view: NDArray[np.float32], embedding: ImageEmbedding) -> Sampling:
-    """Where the pixels of a mask map lie in the view; one row."""
-    (y, y_inside), (x, x_inside) = (_axis(view, MAP_SIZE, embedding, axis) for axis in (0, 1))
-    grid = np.empty((MAP_SIZE, MAP_SIZE, 2), np.float32)
+def sampling_of(view: NDArray[np.float32], embedding: ImageEmbedding, size: int = MAP_SIZE) -> Sampling:
+    """Where the pixels of a mask map of `size` x `size` lie in the view; one row."""
+    (y, y_inside), (x, x_inside) = (_axis(view, size, embedding, axis) for axis in (0, 1))
+    grid = np.empty((size, size, 2), np.float32)
     grid[..., 0], grid[..., 1] = x, y[:, None]
     device = embedding.features.device
     inside = torch.as_tensor(y_inside[:, None] & x_inside, device=device)
     return Sampling(torch.as_tensor(grid, device=device)[None], inside[None])
 
 
-def crop_map(image: NDArray[np.uint8], view: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The view cut out of the image, black outside, resized with anti-aliasing to (64, 64, 3)."""
+def crop_map(image: NDArray[np.uint8], view: NDArray[np.float32], size: int = MAP_SIZE) -> NDArray[np.uint8]:
+    """The view cut out of the image, black outside, resized with anti-aliasing to (size, size, 3)."""
     height, width = image.shape[:2]
     left, top = (int(np.floor(v)) for v in view[:2])
-    size = int(np.ceil(view[2])) + 1
-    padded = np.zeros((size + 1, size + 1, 3), np.uint8)
+    side = int(np.ceil(view[2])) + 1
+    padded = np.zeros((side + 1, side + 1, 3), np.uint8)
     x0, y0 = max(left, 0), max(top, 0)
-    x1, y1 = min(left + size + 1, width), min(top + size + 1, height)
+    x1, y1 = min(left + side + 1, width), min(top + side + 1, height)
     if x1 > x0 and y1 > y0:
         padded[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
     dx, dy = float(view[0]) - left, float(view[1]) - top
     box = (dx, dy, dx + float(view[2]), dy + float(view[2]))
-    resized = Image.fromarray(padded).resize((MAP_SIZE, MAP_SIZE), Image.Resampling.BILINEAR, box=box)
+    resized = Image.fromarray(padded).resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.asarray(resized)
 
 

@@ -34,6 +34,7 @@ class Observer(ABC):
         backend: Where the embeddings are.
         grid: G, cells of the action grid per side.
         sight: How the prompts are shown.
+        text: (D,) float32 embedding of the target text, for tasks that show it; else None.
 
     Attributes:
         space: Of one environment's observations.
@@ -41,9 +42,11 @@ class Observer(ABC):
 
     space: spaces.Dict
 
-    def __init__(self, episodes: Episodes, backend: SamBackend, grid: int, sight: Sight) -> None:
+    def __init__(
+        self, episodes: Episodes, backend: SamBackend, grid: int, sight: Sight, text: NDArray[np.float32] | None = None
+    ) -> None:
         n = len(episodes)
-        self._episodes, self._backend, self._grid, self._sight = episodes, backend, grid, sight
+        self._episodes, self._backend, self._grid, self._sight, self._text = episodes, backend, grid, sight, text
         self._masks = np.zeros((n, MAP_SIZE, MAP_SIZE), np.uint8)
         self._state = np.zeros((n, len(STATE) + len(sight.numbers)), np.float32)
         self._sampling = observations.Sampling.blank(n, backend.device)
@@ -68,18 +71,31 @@ class Observer(ABC):
         """Note how many prompts are left."""
         self._state[rows, 0] = 1 - self._episodes.prompts[rows] / self._episodes.max_prompts
 
+    def masks(self, rows: Rows) -> NDArray[np.uint8]:
+        """(n, 64, 64) uint8: the masks' probabilities in their views, as they are observed."""
+        return self._masks[rows]
+
     @abstractmethod
     def get(self, rows: Rows | slice) -> dict[str, NDArray]:
         """Fresh copies of the observations of `rows`, stacked."""
+
+    def _state_and_text(self, rows: Rows | slice) -> dict[str, NDArray]:
+        """`state`, and `text` where the task shows it."""
+        state = self._state[rows].copy()
+        text = {} if self._text is None else {"text": np.tile(self._text, (len(state), 1))}
+        return {"state": state, **text}
 
 
 class FullObserver(Observer):
     """`maps`, `embedding` and `state`: everything there is to see."""
 
-    def __init__(self, episodes: Episodes, backend: SamBackend, grid: int, sight: Sight) -> None:
-        super().__init__(episodes, backend, grid, sight)
+    def __init__(
+        self, episodes: Episodes, backend: SamBackend, grid: int, sight: Sight, text: NDArray[np.float32] | None = None
+    ) -> None:
+        super().__init__(episodes, backend, grid, sight, text)
         n, channels = len(episodes), backend.embedding_channels
-        self.space = observations.observation_space(channels, grid, len(sight.channels), len(sight.numbers))
+        shown = len(sight.channels), len(sight.numbers)
+        self.space = observations.observation_space(channels, grid, *shown, 0 if text is None else len(text))
         self._maps = np.zeros((n, len(MAPS) + len(sight.channels), MAP_SIZE, MAP_SIZE), np.uint8)
         self._embeddings = np.zeros((n, channels, grid, grid), np.float32)
 
@@ -104,16 +120,19 @@ class FullObserver(Observer):
         return {
             "maps": maps,
             "embedding": self._embeddings[rows].copy(),
-            "state": self._state[rows].copy(),
+            **self._state_and_text(rows),
         }
 
 
 class ReferenceObserver(Observer):
     """`mask`, the prompts, `state`, and a `reference` to image, view and cue for their pixels and embedding."""
 
-    def __init__(self, episodes: Episodes, backend: SamBackend, grid: int, sight: Sight) -> None:
-        super().__init__(episodes, backend, grid, sight)
-        self.space = references.observation_space(sight, episodes.max_prompts)
+    def __init__(
+        self, episodes: Episodes, backend: SamBackend, grid: int, sight: Sight, text: NDArray[np.float32] | None = None
+    ) -> None:
+        super().__init__(episodes, backend, grid, sight, text)
+        clicks = episodes.all_labels.shape[1]
+        self.space = references.observation_space(sight, clicks, 0 if text is None else len(text))
         self._references = np.zeros((len(episodes), len(references.REFERENCE)), np.float32)
         self._images: list[tuple[NDArray[np.uint8], str] | None] = [None] * len(episodes)
 
@@ -137,7 +156,7 @@ class ReferenceObserver(Observer):
             "mask": self._masks[rows, None].copy(),
             self._sight.name: self._sight.prompts(self._episodes, rows),
             "reference": self._references[rows].copy(),
-            "state": self._state[rows].copy(),
+            **self._state_and_text(rows),
         }
 
 

@@ -95,7 +95,8 @@ class SamPromptEnv(EngineEnv):
 
     IoU after the step minus IoU before it, at the image's full resolution, minus `prompt_cost` for a prompt. The
     undiscounted return is the IoU gained over the box alone. `reward` selects "iou", "dice", "hit" (+1 if the click's
-    label agrees with the truth under it, else -1; AlignSAM, Huang et al., 2024) or a weighted sum {"iou": 1, "hit": .1}.
+    label agrees with the truth under it, else -1; AlignSAM, Huang et al., 2024), "clip" (gain in region-text agreement, which
+    needs no truth: `sam_gym.envs.agreement`) or a weighted sum {"iou": 1, "hit": .1}.
 
     ## Starting State
 
@@ -136,7 +137,10 @@ class SamPromptEnv(EngineEnv):
     | `view_scale`   | 1.7           | side of the view over the cue's longer side                          |
     | `reward`       | "iou"         | see Rewards                                                          |
     | `prompt_cost`  | 0.0           | see Rewards                                                          |
+    | `clip`         | "clip-micro"  | the CLIP of the reward "clip", as `sam_gym.semantics.load_clip` takes it |
     | `min_area`, `max_area` | 200, 60000 | objects outside these areas (in px) are left out; DSB's from 50     |
+    | `root`         | None          | folder of your own images and masks, for `SamPrompt-Folder-v0` only  |
+    | `shares`       | (60, 20, 20)  | its percentages of images in "train", "val", "test"                  |
     | `render_mode`  | None          | "rgb_array": image, mask, outline of the truth, clicks, IoU, step    |
 
     ## Vectorized environment

@@ -38,14 +38,21 @@ _numbers: dict[tuple[int, str], int] = {}
 _maps, _embeddings = EmbeddingCache(SCENE_BYTES // 16), EmbeddingCache(SCENE_BYTES)
 
 
-def observation_space(sight: Sight, max_prompts: int) -> spaces.Dict:
-    """The Dict space of one environment with `observation="reference"`."""
+def observation_space(sight: Sight, clicks: int, text_dim: int = 0) -> spaces.Dict:
+    """The Dict space of one environment with `observation="reference"`.
+
+    Args:
+        sight: How the task's prompts are shown.
+        clicks: How many an episode may hold.
+        text_dim: Length of the text embedding; 0 for tasks without one.
+    """
     return spaces.Dict(
         {
             "mask": spaces.Box(0, 255, (1, MAP_SIZE, MAP_SIZE), np.uint8),
-            sight.name: sight.space(max_prompts),
+            sight.name: sight.space(clicks),
             "reference": spaces.Box(-LARGEST, LARGEST, (len(REFERENCE),), np.float32),
             "state": spaces.Box(0.0, 1.0, (len(STATE) + len(sight.numbers),), np.float32),
+            **observations.text_space(text_dim),
         }
     )
 
@@ -69,12 +76,12 @@ def resolve(seen: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
 
     Args:
         seen: A batch as SB3 hands it to a features extractor: `mask` (N, 1, 64, 64) float in [0, 1]; `clicks` or
-            `box`, `reference` and `state` as they are.
+            `box`, `reference` and `state` as they are, and `text` where there is one.
         grid: G of the action grid.
 
     Returns:
-        `maps` (N, 7 or 6, 64, 64) float in [0, 1], `embedding` (N, C, G, G) float32 and `state`, on the device of
-        `mask`.
+        `maps` (N, 7 or 6, 64, 64) float in [0, 1], `embedding` (N, C, G, G) float32, `state`, and `text` where there is
+        one, on the device of `mask`.
 
     Raises:
         ValueError: A reference is to an image of another process.
@@ -89,7 +96,7 @@ def resolve(seen: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
     return {
         "maps": torch.cat([fixed[:, :3], seen["mask"], fixed[:, 3:], prompted], dim=1),
         "embedding": torch.stack([embedding for _, embedding in scenes]).to(device),
-        "state": seen["state"],
+        **{name: seen[name] for name in ("state", "text") if name in seen},
     }
 
 

@@ -36,7 +36,8 @@ def render_episode(engine: PromptEngine, row: int) -> NDArray[np.uint8]:
     Returns:
         (512, 448, 3) uint8: the surroundings of the view enlarged, with SAM's mask in blue, the outline of the truth in
         yellow, the cue box in dashed white, the box that has replaced it in orange, the view's border thin, clicks
-        numbered in green (+) and red (-), and a caption with IoU, what it gained over the cue's, and the step.
+        numbered in green (+) and red (-), and a caption with IoU, what it gained over the first, and the step. Tasks
+        without a cue show none, and the target's text instead of the object's number.
     """
     episodes = engine.episodes
     left, top, side = (float(v) for v in episodes.view[row])
@@ -60,14 +61,17 @@ def render_episode(engine: PromptEngine, row: int) -> NDArray[np.uint8]:
 
     draw.rectangle((*place(left, top), *place(left + side, top + side)), outline=(120, 120, 125))
     cue, box = episodes.cue[row], episodes.box[row]
-    _dashed_box(draw, (*place(cue[0], cue[1]), *place(cue[2], cue[3])))
-    moved = not np.array_equal(box, cue)
-    if moved:
-        draw.rectangle((*place(box[0], box[1]), *place(box[2], box[3])), outline=BOX, width=2)
-    for number, (point, label) in enumerate(zip(episodes.points[row], episodes.labels[row], strict=True), start=1):
-        if label >= 0:
-            _click(draw, place(point[0] + 0.5, point[1] + 0.5), bool(label), number)
-    _caption(draw, engine, row, moved)
+    legend = [("truth", TRUTH), ("mask", MASK)]
+    if engine.settings.has_cue:
+        _dashed_box(draw, (*place(cue[0], cue[1]), *place(cue[2], cue[3])))
+        legend.append(("cue", CUE))
+        if not np.array_equal(box, cue):
+            draw.rectangle((*place(box[0], box[1]), *place(box[2], box[3])), outline=BOX, width=2)
+            legend.append(("box", BOX))
+    points, labels = episodes.all_points[row], episodes.all_labels[row]
+    for number, point in enumerate(points[labels >= 0], start=1):
+        _click(draw, place(point[0] + 0.5, point[1] + 0.5), bool(labels[labels >= 0][number - 1]), number)
+    _caption(draw, engine, row, legend)
     return np.asarray(canvas)
 
 
@@ -116,18 +120,21 @@ def _click(draw: ImageDraw.ImageDraw, at: tuple[float, float], positive: bool, n
               stroke_fill=(0, 0, 0))  # fmt: skip
 
 
-def _caption(draw: ImageDraw.ImageDraw, engine: PromptEngine, row: int, moved: bool) -> None:
+def _caption(
+    draw: ImageDraw.ImageDraw, engine: PromptEngine, row: int, legend: list[tuple[str, tuple[int, int, int]]]
+) -> None:
     info, episodes = engine.info(row), engine.episodes
     progress = f"prompt {info['prompts']} of {engine.settings.max_prompts}"
     if episodes.stopped[row]:
         progress += ", stopped"
-    gain = info["iou"] - engine.box_only_iou[row]
+    gain = info["iou"] - engine.first_iou[row]
     draw.text((10, 6), f"IoU {info['iou']:.3f}  ({gain:+.3f})", fill=INK, font=_font(20))
     draw.text((SIZE - 10, 8), progress, fill=INK, font=_font(16), anchor="ra")
     origin = "" if info["source"] == engine.settings.dataset else f"  [{info['source']}]"
-    draw.text((10, 38), f"image {info['image']}, object {info['object']}{origin}", fill=INK, font=_font(13))
+    target = info.get("text", f"object {info['object']}")
+    draw.text((10, 38), f"image {info['image']}, {target}{origin}", fill=INK, font=_font(13))
     x = float(SIZE - 10)
-    for text, colour in (("truth", TRUTH), ("mask", MASK), ("cue", CUE), *([("box", BOX)] if moved else [])):
+    for text, colour in legend:
         draw.text((x, 38), text, fill=colour, font=_font(13), anchor="ra")
         x -= draw.textlength(text, font=_font(13)) + 12
 

@@ -1,6 +1,6 @@
 """How good a mask is, and what a step is worth. Ground truth enters here and in oracles, nowhere else.
 
-The semantic reward (region-text agreement) is not here yet.
+How region-text agreement is measured, whose gain "clip" is, `sam_gym.envs.agreement` says.
 """
 
 from __future__ import annotations
@@ -30,17 +30,20 @@ class Outcome:
         before: Quality of the masks before the step.
         after: Quality of the masks after it.
         hit: (n,) float64, +1 where the click's label agrees with the truth under it, -1 where not, 0 without a click.
+        agreement: (n,) float64, gain in region-text agreement; 0 where no term asks for it. Of no truth.
     """
 
     before: Quality
     after: Quality
     hit: NDArray[np.float64]
+    agreement: NDArray[np.float64]
 
 
 REWARDS: dict[str, Callable[[Outcome], NDArray[np.float64]]] = {
     "iou": lambda outcome: outcome.after.iou - outcome.before.iou,
     "dice": lambda outcome: outcome.after.dice - outcome.before.dice,
     "hit": lambda outcome: outcome.hit,
+    "clip": lambda outcome: outcome.agreement,
 }
 """Reward terms by name. "hit" is AlignSAM's +1 / -1 (Huang et al., CVPR 2024), for clicks that carry their label."""
 

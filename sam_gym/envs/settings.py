@@ -7,7 +7,7 @@ episode starts from, and how actions become prompts. Nothing here runs anything.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from sam_gym.boxes import Floats
+from sam_gym.data import SegmentationData
 from sam_gym.envs.episode import ActionMode
 from sam_gym.envs.observers import check_observer
 from sam_gym.envs.rewards import parse_reward
@@ -42,10 +43,13 @@ class Settings(ABC):
         grid: G, cells of the action grid and of the embedding per side.
         max_prompts: Prompts per episode, the cue box not counted.
         view_scale: Side of the view over the cue box's longer side.
-        reward: A reward term ("iou", "dice", "hit") or {term: weight}.
+        reward: A reward term ("iou", "dice", "hit", "clip") or {term: weight}.
         prompt_cost: Subtracted for each prompt (not for stop).
         min_area: Smallest object in px.
         max_area: Largest object in px.
+        root: Folder of images and masks, for dataset "folder" (`sam_gym.data.folder`).
+        shares: Its percentages of images in "train", "val" and "test".
+        clip: The CLIP of the reward "clip" (`sam_gym.semantics.models`).
     """
 
     dataset: str = "isbi2012"
@@ -63,6 +67,9 @@ class Settings(ABC):
     prompt_cost: float = 0.0
     min_area: int = 200
     max_area: int = 60_000
+    root: str | None = None
+    shares: Sequence[float] = (60, 20, 20)
+    clip: str = "clip-micro"
 
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {
         "grid": (2, 32), "max_prompts": (1, 100), "view_scale": (1, 20),
@@ -77,6 +84,15 @@ class Settings(ABC):
 
     feeds_mask: ClassVar[bool] = True
     """Whether SAM is given its own previous logits."""
+
+    has_cue: ClassVar[bool] = True
+    """Whether an episode starts from a box and its mask; else from the whole image and no mask."""
+
+    whole_class: ClassVar[bool] = False
+    """Whether the target is all of a class in the image, which agents are told in words; else one object."""
+
+    given_clicks: ClassVar[int] = 0
+    """How many clicks an episode may be begun with, by the reset option "points"."""
 
     def __post_init__(self) -> None:
         parse_reward(self.reward)
@@ -100,6 +116,20 @@ class Settings(ABC):
                 raise TypeError(f"unknown argument {name!r}; {hint}")
         return cls(**given)
 
+    @property
+    def labelled_by(self) -> str:
+        """Who says whether a click is foreground: "policy", "srm" or a file, see `sam_gym.envs.labelling`."""
+        return "policy"
+
+    @property
+    def begins_with(self) -> str:
+        """Where clicks come from that an episode begins with: "nothing", "truth" or "labeler"."""
+        return "nothing"
+
+    def choose(self, data: SegmentationData) -> SegmentationData:
+        """The images of a split that are used: all of them."""
+        return data
+
     def rules(self) -> dict[str, Any]:
         """What shapes an episode once SAM and the images are given, and so belongs to every result."""
         own = [f.name for f in fields(self) if f.name not in {shared.name for shared in fields(Settings)}]
@@ -113,7 +143,7 @@ class Settings(ABC):
     def draw_cue(
         self, tight: Floats, image_size: tuple[int, int], rng: np.random.Generator, **options: Any
     ) -> NDArray[np.float32]:
-        """The box (4,) that an episode starts from.
+        """The box (4,) that an episode starts from, and its view is laid around.
 
         Args:
             tight: (4,) the object's tight box.

@@ -38,8 +38,8 @@ class Sight(ABC):
     shows_mask_box: ClassVar[bool] = False
 
     @abstractmethod
-    def space(self, max_prompts: int) -> spaces.Box:
-        """Space of `prompts` of one episode."""
+    def space(self, clicks: int) -> spaces.Box:
+        """Space of `prompts` of one episode, which may hold so many clicks."""
 
     @abstractmethod
     def prompts(self, episodes: Episodes, rows: NDArray[np.intp] | slice) -> Floats:
@@ -60,13 +60,14 @@ class Clicks(Sight):
     name = "clicks"
     channels = ("positive", "negative")
 
-    def space(self, max_prompts: int) -> spaces.Box:
+    def space(self, clicks: int) -> spaces.Box:
         """See `Sight.space`."""
-        return spaces.Box(-LARGEST, LARGEST, (max_prompts, 3), np.float32)
+        return spaces.Box(-LARGEST, LARGEST, (clicks, 3), np.float32)
 
     def prompts(self, episodes: Episodes, rows: NDArray[np.intp] | slice) -> Floats:
-        """(n, T, 3)."""
-        return np.concatenate([episodes.points[rows], episodes.labels[rows, :, None]], axis=2, dtype=np.float32)
+        """(n, K + T, 3)."""
+        points, labels = episodes.all_points[rows], episodes.all_labels[rows]
+        return np.concatenate([points, labels[:, :, None]], axis=2, dtype=np.float32)
 
     def maps(self, prompts: Floats, view: Floats, grid: int) -> NDArray[np.uint8]:
         """See `Sight.maps`."""
@@ -81,7 +82,7 @@ class Boxes(Sight):
     numbers = ("box_x0", "box_y0", "box_x1", "box_y1", "mask_x0", "mask_y0", "mask_x1", "mask_y1")
     shows_mask_box = True
 
-    def space(self, max_prompts: int) -> spaces.Box:
+    def space(self, clicks: int) -> spaces.Box:
         """See `Sight.space`."""
         return spaces.Box(-LARGEST, LARGEST, (4,), np.float32)
 

@@ -73,6 +73,7 @@ class SamBackend:
         disk_cache: The `DiskCache` of this backend's encoder and precision, or None.
         encoder_calls: Images that went through the encoder so far.
         decoder_calls: Calls of `decode` so far.
+        masks_decoded: Prompts that went through it in all those calls.
 
     Raises:
         CheckpointError: The checkpoint cannot be had or read.
@@ -97,6 +98,7 @@ class SamBackend:
         self.micro_batch = micro_batch or (1 if self.device.type == "cpu" else GPU_MICRO_BATCH)
         self.encoder_calls = 0
         self.decoder_calls = 0
+        self.masks_decoded = 0
         self._decoder: BatchedDecoder | OfficialDecoder
         if self.precision == "official":
             self._decoder = OfficialDecoder(self.sam)
@@ -205,6 +207,7 @@ class SamBackend:
         """
         self._check(embeddings, prompts, truths)
         self.decoder_calls += 1
+        self.masks_decoded += len(prompts)
         points, boxes = self._to_input_frame(embeddings, prompts)
         labels, has_mask = (torch.as_tensor(a, device=self.device) for a in (prompts.labels, prompts.has_mask))
 

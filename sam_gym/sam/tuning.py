@@ -239,9 +239,7 @@ def mask_loss(logits: Tensor, quality: Tensor, truth: Tensor, box: Floats, iou_w
         The loss, a scalar.
     """
     target = F.interpolate(truth[None, None].float(), logits.shape, mode="area")[0, 0]
-    probability = logits.sigmoid()
-    overlap = (probability * target).sum()
-    dice = 1 - (2 * overlap + 1) / (probability.sum() + target.sum() + 1)
+    dice = dice_loss(logits.sigmoid(), target)
     (height, width), (h, w) = truth.shape, logits.shape
     x0, y0, x1, y1 = box * (w / width, h / height, w / width, h / height)
     grow_x, grow_y = (x1 - x0) / 2 + 2, (y1 - y0) / 2 + 2
@@ -254,6 +252,12 @@ def mask_loss(logits: Tensor, quality: Tensor, truth: Tensor, box: Floats, iou_w
         mask, there = logits > 0, target > 0.5
         iou = (mask & there).sum() / (mask | there).sum().clamp(min=1)
     return dice + entropy + iou_weight * (quality - iou) ** 2
+
+
+def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
+    """1 - Dice of soft masks (..., h, w), with 1 pixel added above and below, so that an empty truth has a slope."""
+    overlap = (probability * target).sum(dim=(-2, -1))
+    return 1 - (2 * overlap + 1) / (probability.sum(dim=(-2, -1)) + target.sum(dim=(-2, -1)) + 1)
 
 
 def _trainable(sam: Sam, settings: TuningSettings) -> list[dict]:

@@ -99,6 +99,8 @@ class Cloner:
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
         self.total_rounds = max(1, round(settings.total_timesteps / (settings.round_steps * env.num_envs)))
         self.rounds = 0
+        text = env.engine.text_embedding  # one for all episodes
+        self._text = None if text is None else self._tensor(text)
         self._data: list[Samples] = []
         self._observations: dict[str, NDArray] | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,6 +200,8 @@ class Cloner:
             arrays = {name: self._tensor(np.concatenate(column)) for name, column in parts.items()}
             flipped = self.teacher.turn(arrays, int(rng.integers(8)))
             observations = {name: flipped[name] for name in ("maps", "embedding", "state")}
+            if self._text is not None:
+                observations["text"] = self._text.expand(len(picked), -1)
             yield {
                 "observations": observations,
                 "allowed": flipped["allowed"],

@@ -23,6 +23,8 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.envs.box_refine import OUTWARD, SideMoves
+from sam_gym.envs.observations import MAPS
 from sam_gym.envs.observations import observation_space as full_observation_space
 from sam_gym.envs.references import resolve
 from sam_gym.envs.sights import SIGHTS
@@ -30,31 +32,50 @@ from sam_gym.envs.sights import SIGHTS
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
+ACTION_KINDS = ((2, True), (1, True), (1, False))
+"""Signs of clicks, and whether there is a stop action, of the spaces that `SpatialPolicy` acts in."""
+
+TEXT_PLANES = 8
+"""Constant planes that a text becomes."""
+
+
 class SpatialExtractor(BaseFeaturesExtractor):
     """Observations -> features on the action grid.
 
     A 1x1 convolution of the embedding, beside two strided convolutions of the maps, then three 3x3 convolutions of
-    which the middle one is dilated. The state is added as constant planes.
+    which the middle one is dilated. The state is added as constant planes, and so is `text` where there is one, after
+    a linear layer.
 
     Args:
-        observation_space: Of any environment of the suite: `maps` (K, 64, 64), `embedding` (C, G, G), `state` (S,).
+        observation_space: Of any environment of the suite: `maps` (K, 64, 64), `embedding` (C, G, G), `state` (S,) and,
+            where the target is told in words, `text` (D,).
         channels: Channels of the embedding branch and of the maps branch.
         width: Channels of the trunk and of the features.
+        masked: AlignSAM's state (Huang et al., CVPR 2024, equation 4): the embedding times the mask's probability, and
+            nothing else; its layers are the trunk's, since no architecture was published.
     """
 
-    def __init__(self, observation_space: spaces.Dict, channels: int = 48, width: int = 64) -> None:
+    def __init__(
+        self, observation_space: spaces.Dict, channels: int = 48, width: int = 64, masked: bool = False
+    ) -> None:
         maps, embedding, state = (_shape(observation_space, name) for name in ("maps", "embedding", "state"))
         grid = embedding[-1]
         super().__init__(observation_space, features_dim=width * grid * grid)
-        self.width, self.grid = width, grid
+        self.width, self.grid, self.masked = width, grid, masked
         self.embed = nn.Sequential(_ChannelNorm(), nn.Conv2d(embedding[0], channels, 1), nn.ReLU())
-        self.look = nn.Sequential(
-            nn.Conv2d(maps[0], 24, 5, stride=2, padding=2), nn.ReLU(),
-            nn.Conv2d(24, channels, 3, stride=2, padding=1), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(grid),
-        )  # fmt: skip
+        self.read: nn.Linear | None = None
+        seen = channels
+        if not masked:
+            self.look = nn.Sequential(
+                nn.Conv2d(maps[0], 24, 5, stride=2, padding=2), nn.ReLU(),
+                nn.Conv2d(24, channels, 3, stride=2, padding=1), nn.ReLU(),
+                nn.AdaptiveAvgPool2d(grid),
+            )  # fmt: skip
+            if "text" in observation_space.spaces:
+                self.read = nn.Linear(_shape(observation_space, "text")[0], TEXT_PLANES)
+            seen += channels + state[0] + (TEXT_PLANES if self.read is not None else 0)
         self.trunk = nn.Sequential(
-            nn.Conv2d(2 * channels + state[0], width, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(seen, width, 3, padding=1), nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=2, dilation=2), nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
         )  # fmt: skip
@@ -65,8 +86,15 @@ class SpatialExtractor(BaseFeaturesExtractor):
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """(N, width, G, G) features."""
-        state = observations["state"][..., None, None].expand(-1, -1, self.grid, self.grid)
-        parts = [self.embed(observations["embedding"]), self.look(observations["maps"]), state]
+        if self.masked:
+            mask = observations["maps"][:, MAPS.index("mask"), None]
+            state = self.embed[0](observations["embedding"]) * nn.functional.adaptive_avg_pool2d(mask, self.grid)
+            return self.trunk(self.embed[1:](state))
+        numbers = [observations["state"]]
+        if self.read is not None:
+            numbers.append(self.read(observations["text"]))
+        planes = torch.cat(numbers, dim=1)[..., None, None].expand(-1, -1, self.grid, self.grid)
+        parts = [self.embed(observations["embedding"]), self.look(observations["maps"]), planes]
         return self.trunk(torch.cat(parts, dim=1))
 
 
@@ -81,6 +109,7 @@ class ReferenceExtractor(SpatialExtractor):
         embedding_channels: C of the embedding: 256 for every published SAM.
         channels: As for `SpatialExtractor`.
         width: As for `SpatialExtractor`.
+        masked: As for `SpatialExtractor`.
     """
 
     def __init__(
@@ -90,10 +119,12 @@ class ReferenceExtractor(SpatialExtractor):
         embedding_channels: int = 256,
         channels: int = 48,
         width: int = 64,
+        masked: bool = False,
     ) -> None:
         sight = next(sight for sight in SIGHTS if sight.name in observation_space.spaces)
-        seen = full_observation_space(embedding_channels, grid, len(sight.channels), len(sight.numbers))
-        super().__init__(seen, channels, width)
+        text = _shape(observation_space, "text")[0] if "text" in observation_space.spaces else 0
+        seen = full_observation_space(embedding_channels, grid, len(sight.channels), len(sight.numbers), text)
+        super().__init__(seen, channels, width, masked)
         self._observation_space = observation_space
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
@@ -102,16 +133,25 @@ class ReferenceExtractor(SpatialExtractor):
 
 
 class ActionHead(nn.Module):
-    """Features (N, width, G, G) -> logits (N, 2 * G * G + 1): one per cell and sign; stop from the pooled features."""
+    """Features (N, width, G, G) -> logits: one per cell and sign, and one to stop from the pooled features.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: Of the features.
+        signs: 2, or 1 where a click's label is not the agent's business.
+        stops: Whether there is a stop action.
+    """
+
+    def __init__(self, width: int, signs: int = 2, stops: bool = True) -> None:
         super().__init__()
-        self.click = _orthogonal(nn.Conv2d(width, 2, 1), 0.1)  # begin near uniform choice
-        self.stop = nn.Sequential(nn.Linear(2 * width, 64), nn.ReLU(), _orthogonal(nn.Linear(64, 1), 0.1))
+        self.click = _orthogonal(nn.Conv2d(width, signs, 1), 0.1)  # begin near uniform choice
+        self.stop: nn.Sequential | None = None
+        if stops:
+            self.stop = nn.Sequential(nn.Linear(2 * width, 64), nn.ReLU(), _orthogonal(nn.Linear(64, 1), 0.1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits in the order of `GridActions`: foreground cells, background cells, stop."""
-        return torch.cat([self.click(features).flatten(1), self.stop(_pool(features))], dim=1)
+        """Logits in the order of `GridActions` (foreground cells, background cells, stop) or of `LabelledCells`."""
+        clicks = self.click(features).flatten(1)
+        return clicks if self.stop is None else torch.cat([clicks, self.stop(_pool(features))], dim=1)
 
 
 class ValueHead(nn.Module):
@@ -130,23 +170,28 @@ class SpatialPolicy(MaskableMultiInputActorCriticPolicy):
     """Actor and critic on shared spatial features; about 176 thousand parameters with MobileSAM's embeddings.
 
     Args:
-        observation_space: Of SamPrompt in grid mode.
-        action_space: Discrete(2 * G * G + 1).
+        observation_space: Of SamPrompt in grid mode, or of SamPromptSemantic.
+        action_space: Discrete(2 * G * G + 1), or of an environment in which a module labels the clicks
+            Discrete(G * G + 1) or, without stop, Discrete(G * G).
         lr_schedule: Learning rate by remaining progress.
-        **kwargs: As for SB3's policies; `features_extractor_kwargs` sets `channels` and `width`.
+        **kwargs: As for SB3's policies; `features_extractor_kwargs` sets `channels`, `width` and `masked`.
             Reference observations are taken as well (`ReferenceExtractor`).
     """
 
     def __init__(
         self, observation_space: spaces.Dict, action_space: spaces.Discrete, lr_schedule: Schedule, **kwargs: Any
     ) -> None:
-        clicks = action_space.n - 1 if isinstance(action_space, spaces.Discrete) else 0
+        choices = int(action_space.n) if isinstance(action_space, spaces.Discrete) else 0
         referring = "reference" in observation_space.spaces
-        grid = math.isqrt(int(clicks) // 2) if referring else _shape(observation_space, "embedding")[-1]
-        if clicks != 2 * grid * grid or not clicks:
-            raise ValueError(
-                f"SpatialPolicy acts on the grid: Discrete({2 * grid * grid + 1}) is needed, got {action_space}"
-            )
+        # By reference the grid follows from the number of actions: of 9 and 289, which are squares and two squares and
+        # one, the latter counts.
+        kinds = [(signs, stops, math.isqrt(max(0, choices - stops) // signs)) for signs, stops in ACTION_KINDS]
+        grids = range(2, 33) if referring else [_shape(observation_space, "embedding")[-1]]
+        fitting = [kind for kind in kinds if kind[2] in grids and kind[0] * kind[2] ** 2 + kind[1] == choices]
+        if not fitting:
+            wanted = "2 G G + 1" if referring else 2 * grids[0] ** 2 + 1
+            raise ValueError(f"SpatialPolicy acts on the grid: Discrete({wanted}) is needed, got {action_space}")
+        self._signs, self._stops, grid = fitting[0]
         extractor = ReferenceExtractor if referring else SpatialExtractor
         kwargs = {"features_extractor_class": extractor, "net_arch": [], **kwargs}
         if referring:
@@ -157,7 +202,7 @@ class SpatialPolicy(MaskableMultiInputActorCriticPolicy):
         policy: Any = self  # SB3 annotates these as an MLP and linear layers
         width = policy.features_extractor.width
         policy.mlp_extractor = _Identity(self.features_dim)
-        policy.action_net, policy.value_net = ActionHead(width), ValueHead(width)
+        policy.action_net, policy.value_net = ActionHead(width, self._signs, self._stops), ValueHead(width)
         policy.optimizer = policy.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def outputs_and_values(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -170,7 +215,9 @@ class SideExtractor(BaseFeaturesExtractor):
     """Observations -> one vector, that still knows where along each axis something is.
 
     The spatial features are averaged, and maximised, over rows and over columns; those four profiles along the view
-    say where the sides of an object are. The state, in which boxes stand exactly, joins them once more.
+    say where the sides of an object are. The state, in which boxes stand exactly, joins them once more, and with it the
+    moves that would turn the box into that of SAM's mask: in the state they are small differences of large numbers, and
+    without them some seeds hardly learned to move.
 
     Args:
         observation_space: Of SamBoxRefine, either observation.
@@ -198,14 +245,30 @@ class SideExtractor(BaseFeaturesExtractor):
         )
         self.profiles = nn.Sequential(nn.Linear(4 * width * self.spatial.grid, 2 * features_dim), nn.ReLU())
         numbers = _shape(observation_space, "state")[0]
-        self.join = nn.Sequential(nn.Linear(2 * features_dim + numbers, features_dim), nn.ReLU())
+        self.join = nn.Sequential(nn.Linear(2 * features_dim + numbers + 4, features_dim), nn.ReLU())
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """(N, features_dim)."""
         seen = self.spatial(observations)
         profiles = [seen.mean(dim=2), seen.mean(dim=3), seen.amax(dim=2), seen.amax(dim=3)]
         along = self.profiles(torch.stack(profiles, dim=1).flatten(1))
-        return self.join(torch.cat([along, observations["state"]], dim=1))
+        state = observations["state"]
+        return self.join(torch.cat([along, state, moves_to_mask(state)], dim=1))
+
+
+def moves_to_mask(state: Tensor) -> Tensor:
+    """The actions of `SideMoves` that would turn the box into the tight box of the mask, not clipped.
+
+    Args:
+        state: (N, S) of SamBoxRefine; its last eight entries are the box and the mask's box.
+
+    Returns:
+        (N, 4); 0 where the mask is empty.
+    """
+    box, mask = state[:, -8:-4], state[:, -4:]
+    extents = (box[:, 2:] - box[:, :2]).repeat(1, 2)
+    moves = (mask - box) * state.new_tensor(OUTWARD) / (SideMoves.reach * extents)
+    return torch.where((mask[:, 2:] > mask[:, :2]).all(dim=1, keepdim=True), moves, 0)
 
 
 class BoxPolicy(MultiInputActorCriticPolicy):

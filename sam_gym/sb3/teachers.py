@@ -6,6 +6,7 @@ They look at the ground truth through the oracles of `sam_gym.prompters`, while 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,8 +18,9 @@ from torch import Tensor
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.box_refine import SideMoves
 from sam_gym.envs.episode import GridActions
+from sam_gym.envs.labelling import LabelledCells
 from sam_gym.envs.observations import STATE
-from sam_gym.prompters import click_scores, oracle_box
+from sam_gym.prompters import click_scores, labelled_scores, oracle_box
 
 
 class Teacher(ABC):
@@ -64,10 +66,16 @@ class ClickTeacher(Teacher):
         self.sharpness = sharpness
 
     def label(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> tuple[NDArray, NDArray[np.bool_]]:
-        """See `Teacher.label`."""
+        """See `Teacher.label`; where a module labels the clicks, a cell counts with the label it would get now."""
         allowed = env.action_masks()
-        scores = [click_scores(env.engine, row) for row in range(env.num_envs)]
-        return np.stack([click_target(s, a, self.sharpness) for s, a in zip(scores, allowed, strict=True)]), allowed
+        scores: Iterable[NDArray[np.float32]]
+        if isinstance(env.engine.actions, LabelledCells):
+            scores = labelled_scores(env.engine)
+        else:
+            scores = [click_scores(env.engine, row) for row in range(env.num_envs)]
+        signs = 1 if isinstance(env.engine.actions, LabelledCells) else 2
+        pairs = zip(scores, allowed, strict=True)
+        return np.stack([click_target(s, a, self.sharpness, signs) for s, a in pairs]), allowed
 
     def act(self, targets: NDArray) -> NDArray:
         """The likeliest."""
@@ -88,8 +96,8 @@ class ClickTeacher(Teacher):
         """See `Teacher.turn`."""
 
         def actions(x: Tensor) -> Tensor:
-            side = round(((x.shape[1] - 1) // 2) ** 0.5)
-            return torch.cat([turn(x[:, :-1].unflatten(1, (2, side, side)), which).flatten(1), x[:, -1:]], dim=1)
+            side = arrays["embedding"].shape[-1]
+            return torch.cat([turn(x[:, :-1].unflatten(1, (-1, side, side)), which).flatten(1), x[:, -1:]], dim=1)
 
         return {
             **arrays,
@@ -165,22 +173,24 @@ def teacher_of(env: EngineVectorEnv, sharpness: float) -> Teacher:
     Raises:
         ValueError: There is none.
     """
-    if isinstance(env.engine.actions, GridActions):
+    actions = env.engine.actions
+    if isinstance(actions, GridActions) or (isinstance(actions, LabelledCells) and actions.stop is not None):
         return ClickTeacher(sharpness)
     if isinstance(env.engine.actions, SideMoves):
         return BoxTeacher()
     raise ValueError(f"there is nobody to clone for action_mode={env.settings.action_mode!r}")
 
 
-def click_target(scores: NDArray[np.float32], allowed: NDArray[np.bool_], sharpness: float) -> NDArray[np.float32]:
-    """Error depths (2*G*G,) -> distribution over actions: the deeper a click stands in its error, the likelier it is.
+def click_target(
+    scores: NDArray[np.float32], allowed: NDArray[np.bool_], sharpness: float, signs: int = 2
+) -> NDArray[np.float32]:
+    """Error depths (signs*G*G,) -> distribution over actions: the deeper in its error a click stands, the likelier.
 
     Only the sign whose error region is deeper gets any; stop gets all where no allowed cell stands in an error.
     """
-    scores = np.where(allowed[:-1], scores, 0)
-    cells = len(scores) // 2
-    weaker = slice(cells, None) if scores[:cells].max() >= scores[cells:].max() else slice(0, cells)
-    scores[weaker] = 0
+    by_sign = np.where(allowed[:-1], scores, 0).reshape(signs, -1)
+    best = by_sign.max(axis=1)
+    scores = np.where(np.arange(signs)[:, None] == best.argmax(), by_sign, 0).ravel()
     target = np.zeros(len(allowed), np.float32)
     if scores.max() > 0:
         weights = (scores / scores.max()) ** sharpness

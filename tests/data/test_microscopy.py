@@ -112,7 +112,7 @@ def test_environments_leave_out_few_objects(name, load):
     assert gymnasium.envs.registration.EnvSpec.from_json(spec.to_json()).kwargs == spec.kwargs
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTS if name != "vnc-cells"])
+@pytest.mark.parametrize("name", [name for name in OBJECTS if DATASETS[name].stand_in is None])
 @pytest.mark.parametrize("mode", ["auto", "real", "synthetic"])
 def test_without_files_and_stand_in_every_mode_raises(name, mode, fresh, unreachable):
     with pytest.raises(DataUnavailableError) as caught:
@@ -128,9 +128,12 @@ def test_without_files_and_stand_in_every_mode_raises(name, mode, fresh, unreach
     assert unreachable == [first.url]
 
 
-def test_vnc_cells_have_a_stand_in(fresh, unreachable):
-    with pytest.warns(UserWarning, match=r"(?s)vnc-cells: .*vnc\.csv"):
-        assert load_data("vnc-cells", "val").source == "synthetic-em"
+@pytest.mark.parametrize(
+    ("name", "source"), [("vnc-cells", "synthetic-em"), ("vnc-mitochondria", "synthetic-mitochondria")]
+)
+def test_vnc_has_stand_ins(name, source, fresh, unreachable):
+    with pytest.warns(UserWarning, match=rf"(?s){name}: .*vnc\.csv"):
+        assert load_data(name, "val").source == source
 
 
 def test_the_list_in_the_instructions_exists(fresh, unreachable):

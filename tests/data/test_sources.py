@@ -58,6 +58,7 @@ def _spec(base: str, names=tuple(CONTENT)) -> DatasetSpec:
         citation="cite-tiny",
         splits={"train": ()},
         read=lambda _root, _image_id: (None, None),
+        text="number",
         folder="tiny",
         files=tuple(
             FileRecord(name, len(CONTENT[name]), hashlib.sha256(CONTENT[name]).hexdigest(), f"{base}/{name}")

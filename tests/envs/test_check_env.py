@@ -18,7 +18,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import sam_gym
-from sam_gym.registration import DATASETS, TASKS
+from sam_gym.registration import CLASSES, DATASETS, TASKS
 
 # An embedding has no natural bounds, and Gymnasium would rather have some.
 GYMNASIUM_WARNINGS = (
@@ -54,26 +54,30 @@ def check(env: gymnasium.Env) -> None:
         assert len(found) <= len(expected)
 
 
-MODES = {"SamPrompt": ("grid", "point", "box"), "SamBoxRefine": ("continuous", "discrete")}
+MODES = {
+    "SamPrompt": ("grid", "point", "box"),
+    "SamBoxRefine": ("continuous", "discrete"),
+    "SamPromptSemantic": ("grid",),
+}
 
 
 def test_every_task_is_checked() -> None:
     assert set(MODES) == {task.name for task in TASKS}
-    assert len(sam_gym.env_ids()) == len(TASKS) * len(DATASETS) == len(set(sam_gym.env_ids()))
+    assert len(sam_gym.env_ids()) == 2 * len(DATASETS) + len(CLASSES) == len(set(sam_gym.env_ids()))
 
 
 @pytest.mark.parametrize(("task", "action_mode"), [(task, mode) for task, modes in MODES.items() for mode in modes])
-def test_checkers(make_env: Callable[..., gymnasium.Env], task: str, action_mode: str) -> None:
-    check(make_env(f"{task}-Synthetic-v0", action_mode=action_mode, render_mode="rgb_array"))
+def test_checkers(make_env: Callable[..., gymnasium.Env], tiny_clip: str, task: str, action_mode: str) -> None:
+    check(make_env(f"{task}-Synthetic-v0", action_mode=action_mode, render_mode="rgb_array", clip=tiny_clip))
 
 
 @pytest.mark.parametrize("env_id", sam_gym.env_ids())
-def test_every_id_can_be_played(make_env: Callable[..., gymnasium.Env], env_id: str) -> None:
+def test_every_id_can_be_played(make_env: Callable[..., gymnasium.Env], tiny_clip: str, env_id: str) -> None:
     """Its real images, its objects, one prompt; through `gymnasium.make` and its passive checker, without a warning."""
-    env = make_env(env_id, max_prompts=1)
+    env = make_env(env_id, max_prompts=1, clip=tiny_clip)
     observation, info = env.reset(seed=0)
     assert observation in env.observation_space
-    assert info["source"] == DATASETS[env_id.split("-")[1]]
+    assert info["source"] == env.spec.kwargs["dataset"]
     space = env.action_space
     action = 0 if isinstance(space, gymnasium.spaces.Discrete) else np.full(space.shape, -0.5, space.dtype)
     observation, reward, terminated, truncated, info = env.step(action)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sam_gym.data import SegmentationData, load_data
-from sam_gym.envs import engine
+from sam_gym.data.whole_class import whole_class
+from sam_gym.envs import agreement, engine
 from sam_gym.envs.base import EngineEnv
 from sam_gym.sam import PromptBatch
 
@@ -24,6 +25,7 @@ MODES = [
     ("SamPrompt-ISBI-v0", "box"),
     ("SamBoxRefine-ISBI-v0", "continuous"),
     ("SamBoxRefine-ISBI-v0", "discrete"),
+    ("SamPromptSemantic-VNCMitochondria-v0", "grid"),
 ]
 """Every task in every action mode."""
 
@@ -60,12 +62,13 @@ def spy_on(env: EngineEnv, monkeypatch: pytest.MonkeyPatch) -> list[PromptBatch]
 
 
 @pytest.fixture
-def environment(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., EngineEnv]:
+def environment(tiny: dict[str, Any], tiny_clip: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., EngineEnv]:
     """An environment over given data."""
 
     def make(env_id: str, data: SegmentationData, **settings: Any) -> EngineEnv:
         monkeypatch.setattr(engine, "load_data", lambda *_: data)
-        return gymnasium.make(env_id, **{**tiny, **settings}).unwrapped
+        monkeypatch.setattr(engine, "load_whole_class", lambda *_: whole_class(data))
+        return gymnasium.make(env_id, **{**tiny, "clip": tiny_clip, **settings}).unwrapped
 
     return make
 
@@ -78,7 +81,12 @@ def as_bytes(prompts: PromptBatch) -> list:
 
 
 def assert_equal_worlds_and_other_rewards(
-    a: EngineEnv, b: EngineEnv, reset: dict[str, Any], monkeypatch: pytest.MonkeyPatch, same: Callable
+    a: EngineEnv,
+    b: EngineEnv,
+    reset: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    same: Callable,
+    equal_rewards: bool = False,
 ) -> None:
     """Play equal actions in both, and compare all that an agent or SAM is told."""
     sent = [spy_on(a, monkeypatch)]
@@ -115,8 +123,8 @@ def assert_equal_worlds_and_other_rewards(
         )
     for key in ("observations", "ends", "masks", "prompts", "seen"):
         same(said[0][key], said[1][key])
-    assert len(said[0]["prompts"]) == len(said[0]["rewards"]) + 1
-    assert said[0]["rewards"] != said[1]["rewards"]
+    assert len(said[0]["prompts"]) == len(said[0]["rewards"]) + a.settings.has_cue
+    assert (said[0]["rewards"] == said[1]["rewards"]) == equal_rewards
     assert said[0]["quality"] != said[1]["quality"]
 
 
@@ -143,6 +151,10 @@ def test_another_truth_is_another_reward_and_nothing_else(
     row = int(np.argsort(table.area)[len(table) // 2])
     pose = {"image": int(table.image_index[row]), "object": int(table.object_id[row]), "cue": table.box[row]}
     assert (real.mask(pose["image"], pose["object"]) != wrong.mask(pose["image"], pose["object"])).any()
+    if not a.settings.has_cue:
+        if change is permuted:
+            return  # together the objects are what they were
+        pose = {"image": pose["image"]}
     assert_equal_worlds_and_other_rewards(a, b, {"seed": 8, "options": pose}, monkeypatch, same)
 
 
@@ -168,3 +180,41 @@ def test_equal_boxes_are_equal_episodes(
         for labels in (full, thin)
     )
     assert_equal_worlds_and_other_rewards(a, b, {"seed": 3}, monkeypatch, same)
+
+
+@pytest.mark.parametrize("env_id", ["SamPrompt-ISBI-v0", "SamPromptSemantic-VNCMitochondria-v0"])
+def test_the_clip_reward_knows_no_truth(
+    environment: Callable[..., EngineEnv],
+    same: Callable[[Any, Any], None],
+    monkeypatch: pytest.MonkeyPatch,
+    env_id: str,
+) -> None:
+    """Whatever the truth is, an agent that is rewarded by agreement gets the same of it."""
+    rng = np.random.default_rng(0)
+    image, labels = rng.integers(0, 256, (80, 120, 3), dtype=np.uint8), np.zeros((2, 80, 120), np.int32)
+    labels[0, 20:60, 30:90] = 1
+    labels[1, :15, 70:] = 1
+    a, b = (
+        environment(
+            env_id,
+            SegmentationData("isbi2012", "val", "isbi2012", ["one"], [image], [each], min_area=1),
+            reward="clip",
+            max_prompts=4,
+        )
+        for each in labels
+    )
+    pose = {"image": 0} if not a.settings.has_cue else {"image": 0, "object": 1, "cue": (20, 10, 100, 70)}
+    monkeypatch.setattr(agreement, "_scorer", _Scorer)
+    monkeypatch.setattr(agreement, "LARGEST", 1.0)  # masks of random weights are nearly everything
+    assert_equal_worlds_and_other_rewards(a, b, {"options": pose}, monkeypatch, same, equal_rewards=True)
+    assert a.engine._agreed[0] > 0
+
+
+class _Scorer:
+    """Another number for every region; the CLIP of random weights says nearly 0 or 1 of all."""
+
+    def __init__(self, clip: str, device: str) -> None:
+        pass
+
+    def score(self, images: Any, masks: list[NDArray[np.bool_]], *_: Any) -> NDArray[np.float64]:
+        return np.array([(int(mask.sum()) % 89 + 1) / 90 for mask in masks])

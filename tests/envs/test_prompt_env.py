@@ -28,6 +28,12 @@ MakeEnv = Callable[..., gymnasium.Env]
 Same = Callable[[Any, Any], None]
 
 
+@pytest.fixture(params=["SamPrompt-ISBI-v0", "SamPromptSemantic-WBC-v0"])
+def make_any(request: pytest.FixtureRequest, make_env: MakeEnv, tiny_clip: str) -> MakeEnv:
+    """`make_env` for each of the tasks that click on a grid."""
+    return partial(make_env, request.param, clip=tiny_clip)
+
+
 def play(env: gymnasium.Env, actions: list, seed: int | None = 0) -> list:
     return [env.reset(seed=seed), *(env.step(action) for action in actions)]
 
@@ -338,10 +344,10 @@ def test_drawn_objects_cover_the_split(make_env: MakeEnv) -> None:
 # ------------------------------------------------------------------------------------- determinism, copies, processes
 
 
-def test_seeds_decide_everything(make_env: MakeEnv, same: Same) -> None:
+def test_seeds_decide_everything(make_any: MakeEnv, same: Same) -> None:
     actions = [100, 3, 40 + 256]
-    same(play(make_env(), actions, seed=5), play(make_env(), actions, seed=5))
-    infos = [play(make_env(), [], seed=seed)[0][1] for seed in range(4)]
+    same(play(make_any(), actions, seed=5), play(make_any(), actions, seed=5))
+    infos = [play(make_any(), [], seed=seed)[0][1] for seed in range(4)]
     assert len({(info["image"], info["object"]) for info in infos}) > 1
 
 
@@ -349,7 +355,7 @@ ROLLOUT = """
 import hashlib, json, sys, warnings
 warnings.simplefilter("error")
 import gymnasium, numpy as np, sam_gym
-env = gymnasium.make("SamPrompt-ISBI-v0", **json.loads(sys.argv[1]))
+env = gymnasium.make(**json.loads(sys.argv[1]))
 digest = hashlib.sha256()
 def note(reply):
     observation, *scalars, info = reply
@@ -367,10 +373,11 @@ print(digest.hexdigest())
 """
 
 
-def test_fresh_processes_agree(tiny: dict[str, Any]) -> None:
+@pytest.mark.parametrize("env_id", ["SamPrompt-ISBI-v0", "SamPromptSemantic-WBC-v0"])
+def test_fresh_processes_agree(tiny: dict[str, Any], tiny_clip: str, env_id: str) -> None:
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", ROLLOUT, json.dumps(tiny)],
+            [sys.executable, "-c", ROLLOUT, json.dumps({"id": env_id, **tiny, "clip": tiny_clip})],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
@@ -383,8 +390,8 @@ def test_fresh_processes_agree(tiny: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
-def test_a_copy_in_mid_episode_goes_on_equally(make_env: MakeEnv, same: Same, duplicate: Callable) -> None:
-    env = make_env(max_prompts=4, render_mode="rgb_array")
+def test_a_copy_in_mid_episode_goes_on_equally(make_any: MakeEnv, same: Same, duplicate: Callable) -> None:
+    env = make_any(max_prompts=4, render_mode="rgb_array", reward={"iou": 1.0, "clip": 1.0})
     play(env, [100, 140 + 256], seed=2)
     twin = duplicate(env)
     same(env.step(7), twin.step(7))
@@ -396,8 +403,8 @@ def test_a_copy_in_mid_episode_goes_on_equally(make_env: MakeEnv, same: Same, du
     same(env.unwrapped.engine.observation(0), kept[0])  # and the two share nothing
 
 
-def test_spec_survives_json(make_env: MakeEnv, same: Same) -> None:
-    env = make_env(reward={"iou": 1.0, "hit": 0.5}, max_prompts=2)
+def test_spec_survives_json(make_any: MakeEnv, same: Same) -> None:
+    env = make_any(reward={"iou": 1.0, "hit": 0.5}, max_prompts=2)
     twin = gymnasium.make(EnvSpec.from_json(env.spec.to_json()))
     same(play(env, [7, 9]), play(twin, [7, 9]))
 
@@ -413,8 +420,8 @@ def test_processes_of_an_async_vector_env(tiny: dict[str, Any], same: Same) -> N
         there.close()
 
 
-def test_what_was_returned_is_never_touched_again(make_env: MakeEnv, same: Same) -> None:
-    env = make_env(max_prompts=3)
+def test_what_was_returned_is_never_touched_again(make_any: MakeEnv, same: Same) -> None:
+    env = make_any(max_prompts=3)
     said = play(env, [30])
     kept = copy.deepcopy(said)
     said += [env.step(31), env.step(32), env.reset(), env.step(33)]
@@ -424,8 +431,8 @@ def test_what_was_returned_is_never_touched_again(make_env: MakeEnv, same: Same)
         assert not any(np.shares_memory(one, other) for other in arrays[:i])
 
 
-def test_what_the_agent_does_to_arrays_is_its_own_business(make_env: MakeEnv, same: Same) -> None:
-    env, twin = make_env(), make_env()
+def test_what_the_agent_does_to_arrays_is_its_own_business(make_any: MakeEnv, same: Same) -> None:
+    env, twin = make_any(), make_any()
     env.reset(seed=1)
     observation, info = twin.reset(seed=1)
     for array in observation.values():

@@ -13,6 +13,7 @@ OUTCOME = Outcome(
     before=Quality(np.array([0.5, 0.2]), np.array([0.6, 0.3])),
     after=Quality(np.array([0.75, 0.1]), np.array([0.8, 0.3])),
     hit=np.array([1.0, -1.0]),
+    agreement=np.array([-0.25, 0.5]),
 )
 
 
@@ -25,6 +26,8 @@ OUTCOME = Outcome(
         ({"iou": 2.0, "hit": 0.1}, [0.6, -0.3]),
         ({"iou": 1, "dice": 0.5, "hit": -1}, [-0.65, 0.9]),
         ({"iou": 0.0}, [0.0, 0.0]),
+        ("clip", [-0.25, 0.5]),
+        ({"clip": 2.0, "dice": 1.0}, [-0.3, 1.0]),
     ],
 )
 def test_weighted_sums(reward: Any, expected: list[float]) -> None:
@@ -36,8 +39,8 @@ def test_weighted_sums(reward: Any, expected: list[float]) -> None:
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        ("iuo", "'iuo' is unknown, there are iou, dice, hit; did you mean 'iou'"),
-        ({"iou": 1, "clip": 1}, "'clip' is unknown"),
+        ("iuo", "'iuo' is unknown, there are iou, dice, hit, clip; did you mean 'iou'"),
+        ({"iou": 1, "text": 1}, "'text' is unknown"),
         ({}, "reward is empty"),
     ],
 )

@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sam_gym.envs import SamBoxRefineVectorEnv, SamPromptVectorEnv
+from sam_gym.envs import SamBoxRefineVectorEnv, SamPromptSemanticVectorEnv, SamPromptVectorEnv
 
 N = 3
 STOP = 2 * 16 * 16
@@ -28,8 +28,8 @@ action = st.one_of(any_action, st.just(STOP), st.sampled_from([120, 120 + 256]))
 seeds = st.none() | st.integers(0, 2**31) | st.lists(st.integers(0, 2**31), min_size=N, max_size=N)
 
 
-PROMPT, REFINE = "SamPrompt-ISBI-v0", "SamBoxRefine-ISBI-v0"
-CLASSES = {PROMPT: SamPromptVectorEnv, REFINE: SamBoxRefineVectorEnv}
+PROMPT, REFINE, SEMANTIC = "SamPrompt-ISBI-v0", "SamBoxRefine-ISBI-v0", "SamPromptSemantic-WBC-v0"
+CLASSES = {PROMPT: SamPromptVectorEnv, REFINE: SamBoxRefineVectorEnv, SEMANTIC: SamPromptSemanticVectorEnv}
 
 
 def sync(
@@ -68,6 +68,7 @@ def roll(env: VectorEnv, seed: Any, actions: list, reset_seed: int) -> list:
 @example(actions=[[7, STOP, 7 + 256]] * 7, seed=[5, 4, 5], limit=1, reset_seed=0)
 def test_equals_single_environments(
     tiny: dict[str, Any],
+    tiny_clip: str,
     same: Callable[[Any, Any], None],
     mode: str,
     env_id: str,
@@ -77,6 +78,8 @@ def test_equals_single_environments(
     reset_seed: int,
 ) -> None:
     changes = {"max_prompts": 3, "reward": {"iou": 1.0, "hit": 0.1}, "prompt_cost": 0.01}
+    if env_id == SEMANTIC:
+        changes |= {"dataset": "wbc-cell", "clip": tiny_clip, "reward": {"iou": 1.0, "clip": 0.5}}
     if env_id == REFINE:
         changes["action_mode"] = "discrete"
         actions = [[9 if one == STOP else one % 9 for one in each] for each in actions]
@@ -149,10 +152,10 @@ def test_mixed_steps_need_one_decode_call(make_vec: Callable[..., VectorEnv], mo
 @pytest.mark.parametrize("env_id", list(CLASSES))
 @pytest.mark.parametrize("observation", ["full", "reference"])
 def test_no_full_size_mask_comes_to_the_host(
-    make_vec: Callable[..., VectorEnv], observation: str, env_id: str, monkeypatch: pytest.MonkeyPatch
+    make_vec: Callable[..., VectorEnv], tiny_clip: str, observation: str, env_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step copies small maps, scalars and boxes from the device; 512 x 512 and 64 x 64 logits stay there."""
-    env = make_vec(N, env_id, observation=observation)
+    env = make_vec(N, env_id, observation=observation, clip=tiny_clip)
     env.reset(seed=0)
     copied: list[tuple[int, ...]] = []
     for name in ("cpu", "numpy", "tolist", "__array__"):
@@ -163,11 +166,11 @@ def test_no_full_size_mask_comes_to_the_host(
             return original(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.Tensor, name, recorded)
-    env.step(np.arange(N) if env_id == PROMPT else np.ones((N, 4), np.float32))
+    env.step(np.ones((N, 4), np.float32) if env_id == REFINE else np.arange(N))
     monkeypatch.undo()
     assert copied
     maps = (N, 64, 64)
-    assert all(shape == maps or np.prod(shape) <= (3 if env_id == PROMPT else 4) * N for shape in copied), copied
+    assert all(shape == maps or np.prod(shape) <= (4 if env_id == REFINE else 3) * N for shape in copied), copied
     assert copied.count(maps) <= 2  # .cpu() and .numpy() of one tensor
 
 

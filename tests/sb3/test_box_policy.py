@@ -13,10 +13,12 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from torch import Tensor
 
+from sam_gym.envs.box_refine import SideMoves
 from sam_gym.envs.observations import STATE
 from sam_gym.evaluation import evaluate
 from sam_gym.prompters import oracle_box
 from sam_gym.sb3 import BoxPolicy, Cloner, CloneSettings, ModelPrompter, SamVecEnv, load_model
+from sam_gym.sb3.policy import moves_to_mask
 from sam_gym.sb3.teachers import BoxTeacher, teacher_of
 
 SIDE = 64
@@ -143,6 +145,18 @@ def test_what_moves_along_an_axis_is_seen(boxes: dict[str, Any], axis: int) -> N
     with torch.no_grad():
         a, b = (policy.extract_features(seen) for seen in (here, there))
     assert (a - b).abs().max() > 1e-3 * a.abs().max()
+
+
+def test_the_way_to_the_mask_is_told_in_actions() -> None:
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.uniform(0, 1, (5, 2, 2, 2)), axis=2).astype(np.float32)  # box or mask, low or high, x or y
+    corners[:, :, 1] += 0.1
+    boxes, masks = corners.reshape(5, 2, 4).transpose(1, 0, 2)
+    state = torch.as_tensor(np.concatenate([rng.uniform(size=(5, FIRST)), boxes, masks], axis=1))
+    moves = moves_to_mask(state.float())
+    np.testing.assert_allclose(moves.clamp(-1, 1), SideMoves().toward(boxes, masks), atol=1e-5)
+    state[:, -4:] = 0  # an empty mask
+    assert (moves_to_mask(state) == 0).all()
 
 
 def test_references_are_seen_as_what_they_refer_to(boxes: dict[str, Any]) -> None:

@@ -173,6 +173,19 @@ def test_the_policy_is_fitted_to_what_it_will_see(small: dict[str, Any], tmp_pat
     assert set(largest) == {1.0}
 
 
+def test_a_policy_that_reads_is_fitted_with_the_text(small: dict[str, Any], tiny_clip: str, tmp_path: Path) -> None:
+    clone = cloner({**small, "id": "SamPromptSemantic-Synthetic-v0", "clip": tiny_clip}, tmp_path)
+    read: list[torch.Tensor] = []
+    clone.policy.features_extractor.register_forward_pre_hook(lambda _, given: read.append(given[0]["text"]))
+    before = clone.policy.features_extractor.read.weight.clone()
+    clone._data.append(clone._collect(np.random.default_rng(0)))
+    clone._fit(np.random.default_rng(0))
+    text = torch.as_tensor(clone.env.engine.text_embedding)
+    assert len(read) == SETTINGS.gradient_steps
+    assert all(given.equal(text.expand(SETTINGS.batch_size, -1)) for given in read)
+    assert not clone.policy.features_extractor.read.weight.equal(before)
+
+
 def test_labels_are_the_oracles(small: dict[str, Any], tmp_path: Path) -> None:
     """While the oracle acts, each next state has had the likeliest click of the label before it."""
     samples = cloner(small, tmp_path)._collect(np.random.default_rng(0))

@@ -187,8 +187,12 @@ def test_saved_and_loaded_it_is_the_same(model: MaskablePPO, tmp_path: Path) -> 
 REFERRING: dict[str, Any] = {"features_extractor_kwargs": {"embedding_channels": 32}}
 
 
-def test_references_learn_what_full_observations_learn(small: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("env_id", ["SamPrompt-Synthetic-v0", "SamPromptSemantic-Synthetic-v0"])
+def test_references_learn_what_full_observations_learn(
+    small: dict[str, Any], tiny_clip: str, tmp_path: Path, env_id: str
+) -> None:
     """Same seed, same rollouts, same updates, same weights; and saved and loaded it acts the same."""
+    small = {**small, "id": env_id, "clip": tiny_clip}
     full = build(small).learn(32)
     referring = build({**small, "observation": "reference"}, **REFERRING).learn(32)
     weights, same = full.policy.state_dict(), referring.policy.state_dict()
@@ -201,6 +205,21 @@ def test_references_learn_what_full_observations_learn(small: dict[str, Any], tm
     loaded = MaskablePPO.load(tmp_path / "model.zip", device="cpu")
     actions = [ModelPrompter(model)(seen, env.unwrapped) for model in (referring, loaded)]  # type: ignore[arg-type]
     np.testing.assert_array_equal(*actions)
+
+
+def test_what_the_text_says_is_read(small: dict[str, Any], tiny_clip: str) -> None:
+    """By each sample its own, and by none where there is no text."""
+    policy = build({**small, "id": "SamPromptSemantic-Synthetic-v0", "clip": tiny_clip}).policy
+    generator = torch.Generator().manual_seed(1)
+    texts = torch.nn.functional.normalize(torch.randn(3, 12, generator=generator), dim=1)
+    one = {name: tensor.repeat(3, *[1] * (tensor.ndim - 1)) for name, tensor in random_observations(1).items()}
+    with torch.no_grad():
+        logits, values = policy.outputs_and_values({**one, "text": texts})
+        again, _ = policy.outputs_and_values({**one, "text": texts[[0, 0, 2]]})
+    assert not logits[0].allclose(logits[1], rtol=0, atol=1e-5)
+    assert not values[0].allclose(values[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(again[[0, 1, 2]], logits[[0, 0, 2]])
+    assert build(small).policy.features_extractor.read is None
 
 
 def test_a_rollout_of_references_takes_little_memory() -> None:

@@ -1,4 +1,4 @@
-"""Tiny CLIP models with random weights, and generated images with masks."""
+"""Tiny CLIP models with random weights, generated images with masks, and nuclei that need no file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 
+from sam_gym.data import SegmentationData
 from sam_gym.semantics import ClipModel
 
 BuildClip = Callable[..., ClipModel]
@@ -60,3 +61,13 @@ def regions() -> tuple[list[np.ndarray], list[np.ndarray]]:
         rows, columns = np.mgrid[:height, :width]
         masks.append(((rows - y) / 9) ** 2 + ((columns - x) / 6) ** 2 < 1)
     return images, masks
+
+
+@pytest.fixture(scope="session")
+def disks() -> SegmentationData:
+    """Two black images 96 x 96 with nine bright disks each, in place of nuclei."""
+    y, x = np.mgrid[:96, :96]
+    near = np.hypot(y % 32 - 16, x % 32 - 16) < 9
+    labels = np.where(near, 1 + y // 32 * 3 + x // 32, 0)
+    image = np.where(near, 220, 20).astype(np.uint8)
+    return SegmentationData("disks", "train", "disks", ("a", "b"), [image, image], [labels, labels], min_area=50)

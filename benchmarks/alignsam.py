@@ -1,0 +1,332 @@
+"""AlignSAM's ablation on our data: what the agent, the recalibration module and many steps are each worth.
+
+    python benchmarks/alignsam.py                             train what is missing (resumes), evaluate, print, store
+    python benchmarks/alignsam.py --datasets WBC --seeds 0    a part of it
+    python benchmarks/alignsam.py --no-train                  take what is trained, leave out the rest
+
+Rows, on held-out images: the full agent with the implicit branch (`agents/configs/alignsam_gain.yml`, fewer steps);
+with the explicit branch; without RL (random cells, labelled by the full agent's module); without recalibration (an
+agent of the same recipe that labels its clicks itself); one step (the cells that the full agent likes best at first,
+labelled and decoded at once); the module alone (its own mask of the image, no SAM), the control that the paper lacks;
+AlignSAM as published (`agents/configs/alignsam.yml`, fewer steps); and, to see what could be had, oracle clicks.
+Columns: IoU after T clicks. Every episode has 20 clicks, T is where it is looked at; an agent that stops keeps its
+mask. Each training is agents/train_ppo.py under runs/alignsam/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before torch is loaded, see agents/train_ppo.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+import tyro
+import yaml
+from numpy.typing import NDArray
+
+from sam_gym import report
+from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.evaluation import encode_images, evaluate_stored, evaluation_provenance, make_evaluation_env, select_cases
+from sam_gym.fetching import atomic_path, write_json
+from sam_gym.metrics import bootstrap_runs
+from sam_gym.prompters import Prompter, RandomPrompter, oracle_clicks
+from sam_gym.sam.prompts import PromptBatch
+from sam_gym.sb3 import ModelPrompter, load_model
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "agents" / "configs"
+RESULT = ROOT / "benchmarks" / "results" / "alignsam.json"
+STEPS = (1, 5, 10, 15, 20)
+SHOWN = 15
+"""The T of intervals and differences: AlignSAM's."""
+
+FULL, EXPLICIT, RANDOM, OWN_LABELS, ONE_STEP, ALONE, PUBLISHED, ORACLE = (
+    "full, implicit", "full, explicit", "without RL", "without recalibration", "one step", "the module alone",
+    "as published", "oracle clicks",
+)  # fmt: skip
+
+FEWER = {"n_timesteps": 480, "clone": {"total_timesteps": 640}, "recalibration": {"warm_up": 40}}
+"""Of our recipe, so that all trainings together take a couple of hours on two cores."""
+
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    FULL: ("alignsam_gain.yml", FEWER),
+    EXPLICIT: ("alignsam_gain.yml", {**FEWER, "recalibration": {"warm_up": 40, "branch": "explicit"}}),
+    OWN_LABELS: ("alignsam_gain.yml", {**FEWER, "recalibration": None}),
+    PUBLISHED: ("alignsam.yml", {"n_timesteps": 2250}),
+}
+"""Row -> the recipe it is trained by, and what is changed in it; None takes an entry out."""
+
+QUOTED = """Published (AlignSAM, Huang et al., CVPR 2024, tables 2 to 5), on other data and another SAM, mIoU in %:
+blur (CUHK) full 68.47, without RL 59.75, without SRM 66.89, without multi-step 46.92; shadow (SBU) 30.78, 25.62,
+21.29, 18.65; glass (MSD) 45.44, 33.41, 31.92, 35.86; PASCAL VOC 62.09, 54.06, 27.73. Implicit against explicit: blur
+68.47 / 47.98, shadow 19.40 / 30.78, glass 45.44 / 25.72, VOC 46.03 / 62.09. T = 1, 5, 10, 15, 20: car 42.55, 60.15,
+65.04, 66.13, 66.54; cat 74.59, 81.37, 83.86, 85.99, 86.13. No seeds, no intervals, no module alone.
+"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train and compare."""
+
+    datasets: tuple[str, ...] = ("VNCMitochondria", "DSB", "WBC")
+    """Second parts of the environments' ids."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of each training."""
+    folder: Path = ROOT / "runs" / "alignsam"
+    """Where runs and evaluations are; what is there is not done again."""
+    max_images: int | None = None
+    """So many held-out images at most of each dataset, evenly spread."""
+    scale: float = 1.0
+    """Share of the steps of each training, for trials; run them in a folder of their own."""
+    checkpoint: str = "mobile_sam"
+    """SAM weights: a name or a file."""
+    result: Path = RESULT
+    """Where the result is stored; table and plot are written beside it."""
+    train: bool = True
+    """Train what is missing; else leave those rows out."""
+
+
+def env_id(dataset: str) -> str:
+    """The environment of a dataset."""
+    return f"SamPromptSemantic-{dataset}-v0"
+
+
+def changed(section: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A config section with some entries changed, those of its own sections one by one; None takes one out."""
+    result = dict(section)
+    for name, value in changes.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = {**section.get(name, {}), **value} if isinstance(value, dict) else value
+    return result
+
+
+def trained(arguments: Arguments, dataset: str, row: str, seed: int) -> Path | None:
+    """The folder of a finished run, None if it is missing and shall not be made."""
+    run = arguments.folder / f"{dataset}-{row.replace(', ', '-').replace(' ', '_')}-seed{seed}"
+    if not (run / "record.json").is_file():
+        if not arguments.train:
+            return None
+        file, changes = RECIPES[row]
+        section = yaml.safe_load((CONFIGS / file).read_text(encoding="utf-8"))[env_id(dataset)]
+        config = run.with_suffix(".yml")
+        recipe = changed(section, changes)
+        counts = {"n_timesteps": recipe, "total_timesteps": recipe["clone"], "warm_up": recipe.get("recalibration", {})}
+        for name, part in counts.items():
+            if name in part:
+                part[name] = round(arguments.scale * part[name])
+        with atomic_path(config) as path:
+            path.write_text(yaml.safe_dump({env_id(dataset): recipe}), encoding="utf-8")
+        begun = (run / "state.json").is_file()
+        command = ["--resume", os.path.relpath(run, ROOT)] if begun else [
+            "--env", env_id(dataset), "--config", os.path.relpath(config, ROOT), "--data", "real", "--seed", str(seed),
+            "--run-dir", os.path.relpath(run, ROOT), "--eval-objects", "12", "--evaluations", "2",
+            "--test-objects", "4", "--checkpoint", arguments.checkpoint,
+        ]  # fmt: skip
+        subprocess.run([sys.executable, "agents/train_ppo.py", *command], check=True, cwd=ROOT)
+    return run
+
+
+def environment(arguments: Arguments, dataset: str, run: Path | None) -> EngineVectorEnv:
+    """Held-out images, as a run's agent is to meet them, with 20 clicks."""
+    kwargs: dict[str, Any] = {}
+    if run is not None:
+        config = json.loads((run / "state.json").read_text(encoding="utf-8"))["config"]
+        kwargs = {**config.get("env_kwargs", {}), **config.get("eval_env_kwargs", {})}
+        if "recalibration" in config:
+            kwargs["labeler"] = os.path.relpath(run / "model.safetensors", ROOT)
+    kwargs["max_prompts"] = STEPS[-1]
+    return make_evaluation_env(
+        env_id(dataset), "test", min(16, arguments.max_images or 16), data="real", precision="auto",
+        checkpoint=arguments.checkpoint, **kwargs,
+    )  # fmt: skip
+
+
+def rows_of(arguments: Arguments, dataset: str) -> dict[str, NDArray[np.float64]]:
+    """All rows of a dataset: name -> (seeds, images, len(STEPS)) IoU."""
+    engine = environment(arguments, dataset, None).engine
+    encode_images(engine.backend, [engine.data])
+    rows: dict[str, list[NDArray]] = {}
+
+    def curve(name: str, seed: int, prompter: Prompter, env: EngineVectorEnv) -> None:
+        file = arguments.folder / "evaluations" / f"{dataset}-{name}-{seed}.json".replace(" ", "_")
+        title = f"{dataset} {name} {seed}"
+        record, _ = evaluate_stored(prompter, title, env, file, max_objects=arguments.max_images)
+        rows.setdefault(name, []).append(record.iou[:, STEPS])
+
+    for seed in arguments.seeds:
+        for name in RECIPES:
+            if (run := trained(arguments, dataset, name, seed)) is None:
+                continue
+            env = environment(arguments, dataset, run)
+            agent = ModelPrompter(load_model(run / "model.zip", env.single_action_space))
+            curve(name, seed, agent, env)
+            if name == FULL:
+                curve(RANDOM, seed, RandomPrompter(seed), env)
+                for other, measure in ((ONE_STEP, one_step), (ALONE, module_alone)):
+                    rows.setdefault(other, []).append(stored(arguments, dataset, other, seed, measure, agent, env))
+    curve(ORACLE, 0, oracle_clicks, environment(arguments, dataset, None))
+    return {name: np.stack(values) for name, values in rows.items()}
+
+
+Measure = Callable[[ModelPrompter, EngineVectorEnv], NDArray[np.float64]]
+
+
+def stored(
+    arguments: Arguments,
+    dataset: str,
+    name: str,
+    seed: int,
+    measure: Measure,
+    agent: ModelPrompter,
+    env: EngineVectorEnv,
+) -> NDArray[np.float64]:
+    """What `measure` finds on each image, (images, len(STEPS)), taken from a file where it is known already."""
+    file = arguments.folder / "evaluations" / f"{dataset}-{name}-{seed}.json".replace(" ", "_")
+    cases = select_cases(env, arguments.max_images)
+    wanted = json.loads(json.dumps(evaluation_provenance(agent, env, cases)))
+    if file.is_file():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["provenance"] == wanted:
+            return np.array(content["iou"])
+    values = []
+    for start in range(0, len(cases), env.num_envs):
+        some = cases[start : start + env.num_envs]
+        env.reset(options={"image": [case.image for case in (*some, *[some[-1]] * (env.num_envs - len(some)))]})
+        values.append(measure(agent, env)[: len(some)])
+    iou = np.concatenate(values).round(6)
+    write_json(file, {"provenance": wanted, "iou": iou.tolist()})
+    return iou
+
+
+def one_step(agent: ModelPrompter, env: EngineVectorEnv) -> NDArray[np.float64]:
+    """(N, len(STEPS)): the T likeliest cells of the first state, labelled there, and decoded together."""
+    engine, policy = env.engine, agent.model.policy  # type: ignore[union-attr]
+    actions: Any = engine.actions
+    assert engine.labeler is not None, "the full agent has a module"
+    seen, _ = policy.obs_to_tensor(engine.observations())
+    with torch.no_grad():
+        likely = policy.get_distribution(seen, env.action_masks()).distribution.probs[:, : actions.cells]
+    order = likely.argsort(dim=1, descending=True, stable=True).cpu().numpy()
+    rows = np.arange(env.num_envs)
+    labels = engine.labeler.labels(rows, np.tile(actions.centres, (env.num_envs, 1, 1)))
+    inside = actions.inside(engine.episodes)
+    backend = engine.backend
+    embeddings = [backend.encode([engine.data.image(int(i))])[0] for i in engine.episodes.image]
+    truths = [torch.as_tensor(engine.truth(int(row)), device=backend.device) for row in rows]
+    iou = []
+    for clicks in STEPS:
+        chosen = [[cell for cell in order[row] if inside[row, cell]][:clicks] for row in rows]
+        views = engine.episodes.view
+        points = [views[row, :2] + actions.centres[cells] * views[row, 2] - 0.5 for row, cells in enumerate(chosen)]
+        batch = PromptBatch.from_lists(points=points, labels=[labels[row, cells] for row, cells in enumerate(chosen)])
+        decoded = backend.decode(embeddings, batch, truths=truths)
+        assert decoded.statistics is not None, "truths were given"
+        iou.append(decoded.statistics.iou[:, 0].cpu().numpy())
+    return np.stack(iou, axis=1)
+
+
+def module_alone(agent: ModelPrompter, env: EngineVectorEnv) -> NDArray[np.float64]:
+    """(N, len(STEPS)): the module's foreground before any click, at the image's full size; the same for every T."""
+    engine = env.engine
+    assert engine.labeler is not None, "the full agent has a module"
+    rows = np.arange(env.num_envs)
+    iou = []
+    for row, logits in zip(rows, engine.labeler.logits(rows), strict=True):
+        truth, view = engine.truth(int(row)), engine.episodes.view[row]
+        y, x = (np.arange(length) + 0.5 for length in truth.shape)
+        shares = np.stack(np.broadcast_arrays((x - view[0]) / view[2], ((y - view[1]) / view[2])[:, None]), axis=-1)
+        where = torch.as_tensor(2 * shares[None] - 1, dtype=torch.float32, device=logits.device)
+        sampled = torch.nn.functional.grid_sample(logits[None, None], where, padding_mode="border", align_corners=False)
+        mask = (sampled[0, 0] > 0).cpu().numpy()
+        iou.append((mask & truth).sum() / max(1, (mask | truth).sum()))
+    return np.repeat(np.array(iou)[:, None], len(STEPS), axis=1)
+
+
+def markdown(dataset: str, rows: dict[str, NDArray[np.float64]]) -> str:
+    """The tables of one dataset."""
+    at = STEPS.index(SHOWN)
+    head = [*(f"T = {steps}" for steps in STEPS), f"95 % interval, T = {SHOWN}"]
+    body = []
+    for name, values in rows.items():
+        interval = bootstrap_runs(values[..., at])
+        body.append(
+            [name, *(f"{v:.3f}" for v in values.mean(axis=(0, 1))), f"{interval.low:.3f} to {interval.high:.3f}"]
+        )
+    text = report.markdown([["", *head], ["---", *["---:"] * len(head)], *body])
+    differences = []
+    if FULL in rows:
+        for name, values in rows.items():
+            if name != FULL:
+                i = bootstrap_runs(rows[FULL][..., at] - values[..., at])
+                verdict = "full is better" if i.low > 0 else "full is worse" if i.high < 0 else "not to be told"
+                differences.append([name, f"{i.mean:+.3f}", f"{i.low:+.3f} to {i.high:+.3f}", verdict])
+    compared = report.markdown([["full - ", "IoU", "95 % interval", ""], ["---", "---:", "---:", "---"], *differences])
+    seeds, images, _ = next(iter(rows.values())).shape
+    return (
+        f"## {dataset}: {images} held-out images, {seeds} seeds\n\nMean IoU after T clicks; intervals by bootstrap "
+        f"over images and seeds.\n\n{text}\nDifferences at T = {SHOWN} on the same images.\n\n{compared}"
+    )
+
+
+def plot(path: Path, tables: dict[str, dict[str, NDArray[np.float64]]]) -> None:
+    """Mean IoU against T, a panel per dataset."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(tables), figsize=(5 * len(tables), 4.2), layout="constrained", squeeze=False)
+    for axis, (dataset, rows) in zip(axes[0], tables.items(), strict=True):
+        for number, name in enumerate((FULL, EXPLICIT, RANDOM, OWN_LABELS, ONE_STEP, ALONE, PUBLISHED, ORACLE)):
+            if name in rows:
+                style = {"color": "black", "linewidth": 2.2} if name == FULL else {"color": f"C{number}"}
+                axis.plot(STEPS, rows[name].mean(axis=(0, 1)), "o-", markersize=3, label=name, **style)
+        axis.set(xlabel="clicks", ylabel="mean IoU", title=f"{dataset}, {rows[ORACLE].shape[1]} images", xticks=STEPS)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    plt.close(figure)
+
+
+def main() -> None:
+    """Train, evaluate, store, print."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    os.chdir(ROOT)  # modules are named from here
+    try:
+        tables = {dataset: rows_of(arguments, dataset) for dataset in arguments.datasets}
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on from there")
+    where_from = report.provenance()  # before anything is written, or the commit would count as changed
+    text = "\n".join([*(markdown(dataset, rows) for dataset, rows in tables.items()), QUOTED])
+    print(text)
+    result = arguments.result
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.with_suffix(".md").write_text(text, encoding="utf-8")
+    content = {
+        dataset: {name: values.round(6).tolist() for name, values in rows.items()} for dataset, rows in tables.items()
+    }
+    recipes = {name: {"config": file, "changes": changes} for name, (file, changes) in RECIPES.items()}
+    how = {"steps": STEPS, "recipes": recipes, "scale": arguments.scale, "checkpoint": arguments.checkpoint}
+    result.write_text(
+        json.dumps({**where_from, **how, "iou": content}, separators=(",", ":")) + "\n",
+        encoding="utf-8",
+    )
+    plot(result.with_suffix(".png"), tables)
+    print(f"\nstored in {os.path.relpath(result, ROOT)}, .md and .png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""AlignSAM's recipes: what is shipped is as published; a run with a module is interrupted, resumed, evaluated."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sam_gym.envs.semantic import SemanticSettings
+from sam_gym.registration import env_ids
+from sam_gym.sb3.recalibrating import RecalibratingSettings, RecalibrationCallback
+from sam_gym.semantics.recalibration import RecalibrationModule
+
+AGENTS = Path(__file__).resolve().parents[1] / "agents"
+ENV_ID = "SamPromptSemantic-Synthetic-v0"
+SECTION = {
+    "n_envs": 2, "n_timesteps": 16, "policy": "SpatialPolicy", "n_steps": 4, "batch_size": 8, "n_epochs": 1,
+    "gamma": 0.99, "reward_scale": 10.0, "env_kwargs": {"grid": 4, "max_prompts": 2, "max_images": 3},
+    "eval_env_kwargs": {"max_images": 2}, "recalibration": {"warm_up": 2, "updates": 1},
+    "clone": {"total_timesteps": 4, "round_steps": 2, "gradient_steps": 1, "batch_size": 4},
+}  # fmt: skip
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str | None]]:
+    """Run a script of agents/ in this process; what it says when it exits early, else None."""
+    monkeypatch.syspath_prepend(str(AGENTS))
+
+    def run(name: str, *arguments: Any) -> str | None:
+        monkeypatch.setattr(sys, "argv", [name, *(str(a) for a in arguments)])
+        try:
+            runpy.run_path(str(AGENTS / name), run_name="__main__")
+        except SystemExit as exit_:
+            return str(exit_.code)
+        return None
+
+    yield run
+    sys.modules.pop("training", None)
+
+
+@pytest.mark.parametrize("file", ["alignsam.yml", "alignsam_gain.yml"])
+def test_shipped_recipes_hold_together(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(AGENTS))
+    from training import _hyper_parameters, evaluation_kwargs, train_kwargs
+
+    for env_id in (name for name in env_ids() if name.startswith("SamPromptSemantic")):
+        config = _hyper_parameters(AGENTS / "configs" / file, env_id)
+        train = SemanticSettings(**train_kwargs(config))
+        test = SemanticSettings(split="test", **evaluation_kwargs(config))
+        module = RecalibratingSettings(**config["recalibration"])
+        assert train.labeler == test.labeler == "srm"
+        assert test.max_images == 0
+        if file == "alignsam.yml":
+            assert (train.grid, train.max_prompts, train.stop, train.repeats) == (10, 15, False, True)
+            assert (train.reward, train.first_clicks, test.first_clicks) == ("hit", "truth", "labeler")
+            assert (train.max_images, config["n_epochs"], config["gae_lambda"]) == (50, 20, 1.0)
+            assert config["n_envs"] * config["n_steps"] == 50 * train.max_prompts
+            assert (config["gamma"], config["clip_range"], config["learning_rate"]) == (0.99, 0.2, 1e-4)
+            assert (module.branch, module.updates, module.learning_rate) == ("implicit", 1, 1e-4)
+            assert not module.context
+    sys.modules.pop("training", None)
+
+
+def test_a_run_interrupted_resumed_and_evaluated(
+    script: Callable[..., str | None], tmp_path: Path, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = tmp_path / "tiny.yml", tmp_path / "run"
+    config.write_text(yaml.safe_dump({ENV_ID: SECTION}))
+    settings = ["--checkpoint", "tiny_random", "--device", "cpu", "--clip", tiny_clip]
+    on_step = RecalibrationCallback._on_step
+
+    def interrupt(callback: RecalibrationCallback) -> bool:
+        if callback.num_timesteps > 8:  # in the second of two rollouts
+            raise KeyboardInterrupt
+        return on_step(callback)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RecalibrationCallback, "_on_step", interrupt)
+        said = script(
+            "train_ppo.py", "--env", ENV_ID, "--config", config, "--run-dir", run, *settings,
+            "--eval-objects", "2", "--test-objects", "2", "--evaluations", "1",
+        )  # fmt: skip
+    assert said is not None
+    assert "stopped" in said
+    stored = torch.load(run / "recalibration.pt", weights_only=True)
+    assert (stored["warmed_up"], stored["updates"]) == (2, 2 + 4)
+    kept = RecalibrationModule.load(run / "model.safetensors")
+    assert script("train_ppo.py", "--resume", run) is None
+    assert json.loads((run / "state.json").read_text())["stage"] == "done"
+    record = json.loads((run / "record.json").read_text())
+    assert [entry["name"] for entry in record["evaluation"]] == ["no prompt", "random", "oracle cells", "agent"]
+    assert {entry["labeler"] for entry in record["evaluation"]} != {"srm"}
+    final = RecalibrationModule.load(run / "model.safetensors")
+    if record["best"]["stage"] == "ppo":
+        pairs = zip(kept.parameters(), final.parameters(), strict=True)
+        assert not all(torch.equal(a, b) for a, b in pairs)
+    assert script("evaluate.py", run / "model.zip", "--env", ENV_ID, *settings, "--objects", "2") is None
+    again = json.loads((run / "evaluation-test" / "record.json").read_text())["evaluation"]
+    assert again[-1]["iou_after_prompts"] == record["evaluation"][-1]["iou_after_prompts"]
