@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from sam_gym import report
 from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.envs.rewards import parse_reward
 from sam_gym.evaluation import encode_images, evaluate, evaluate_entries
 from sam_gym.fetching import atomic_path, write_json
 from sam_gym.naming import did_you_mean
@@ -312,7 +313,9 @@ class Training:
         self.model.logger.record("validation/final_iou", float(record.curve[-1]))
         self.model.logger.dump(before + timesteps)
         best = self.state["best"]
-        if best is None or gain > best["gain"]:
+        # who trains without truths does not choose by them either: then the newest model counts as the best
+        blind = set(parse_reward(self.train.settings.reward)) == {"clip"}
+        if best is None or blind or gain > best["gain"]:
             self._save_model("best.zip")
             self.state["best"] = {"stage": stage, "timesteps": timesteps, "gain": gain}
         self._save_state()

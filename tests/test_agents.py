@@ -382,6 +382,8 @@ def test_an_agent_for_a_class(
     assert [entry["name"] for entry in record["evaluation"]] == names
     assert record["evaluation"][0]["gain_over_no_prompt"]["mean"] == 0
     assert (record["arguments"]["reward"], record["arguments"]["clip"]) == ("clip", tiny_clip)
+    newest = record["points"][-1]  # the validation split's truths chose nothing
+    assert (record["best"]["stage"], record["best"]["timesteps"]) == (newest["stage"], newest["stage_timesteps"])
     assert (run / "table.md").read_text().startswith("| prompter | 0 | 1 | 2 | 3 | 5 | 10 | 15 | gain |")
     assert "IoU of no prompt" in " ".join(capsys.readouterr().out.split())
     assert script("evaluate.py", run / "model.zip", *target, "--objects", "2", "--split", "val") is None
