@@ -294,10 +294,10 @@ PROMPTERS: dict[str, dict[str, Callable[[int], Prompter]]] = {
 """Baselines by action mode ("cells": "grid" with a labeler) and name: seed -> prompter."""
 
 
-def baselines(settings: Settings) -> dict[str, Prompter]:
-    """What an agent in an environment of these settings is compared with, by name; seeded by 0."""
+def baselines(settings: Settings, seed: int = 0) -> dict[str, Prompter]:
+    """What an agent in an environment of these settings is compared with, by name; the oracle comes last."""
     actions = settings.actions()
     mode = "cells" if isinstance(actions, LabelledCells) else settings.action_mode
     makers = {name: make for name, make in PROMPTERS[mode].items() if name != "box only" or actions.stop is not None}
     names = {} if settings.has_cue else {"box only": "no prompt"}
-    return {names.get(name, name): make(0) for name, make in makers.items()}
+    return {names.get(name, name): make(seed) for name, make in makers.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -182,3 +184,21 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return status, out, err
 
     return command
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str | None]]:
+    """Run a script of agents/ in this process; what it says when it exits early, else None."""
+    agents = Path(__file__).resolve().parents[1] / "agents"
+    monkeypatch.syspath_prepend(str(agents))
+
+    def run(name: str, *arguments: Any) -> str | None:
+        monkeypatch.setattr(sys, "argv", [name, *(str(a) for a in arguments)])
+        try:
+            runpy.run_path(str(agents / name), run_name="__main__")
+        except SystemExit as exit_:
+            return str(exit_.code)
+        return None
+
+    yield run
+    sys.modules.pop("training", None)

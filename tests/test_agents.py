@@ -9,7 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -69,23 +69,6 @@ def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 Script = Callable[..., str | None]
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
-    """Run a script of agents/ in this process; what it says when it exits early, else None."""
-    monkeypatch.syspath_prepend(str(AGENTS))
-
-    def run(name: str, *arguments: Any) -> str | None:
-        monkeypatch.setattr(sys, "argv", [name, *(str(a) for a in arguments)])
-        try:
-            runpy.run_path(str(AGENTS / name), run_name="__main__")
-        except SystemExit as exit_:
-            return str(exit_.code)
-        return None
-
-    yield run
-    sys.modules.pop("training", None)
 
 
 def state_of(folder: Path) -> dict[str, Any]:
@@ -364,33 +347,6 @@ def assert_one_line(said: str | None, message: str) -> None:
     assert said.startswith("error: ")
     assert message in said
     assert "\n" not in said.strip()
-
-
-# ---------------------------------------------------------------------------------------------------- whole classes
-
-
-def test_an_agent_for_a_class(
-    script: Script, tiny_clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The same script; PPO is rewarded by agreement with the text."""
-    env_id, run, config = "SamPromptSemantic-Synthetic-v0", tmp_path / "run", tmp_path / "class.yml"
-    config.write_text(yaml.safe_dump({env_id: SECTION}))
-    target = ["--env", env_id, "--checkpoint", "tiny_random", "--device", "cpu", "--clip", tiny_clip]
-    assert script("train_ppo.py", *target, *FEW, "--reward", "clip", "--config", config, "--run-dir", run) is None
-    record = json.loads((run / "record.json").read_text())
-    names = ["no prompt", "random", "centre", "uncertainty", "oracle clicks", "clone alone", "agent"]
-    assert [entry["name"] for entry in record["evaluation"]] == names
-    assert record["evaluation"][0]["gain_over_no_prompt"]["mean"] == 0
-    assert (record["arguments"]["reward"], record["arguments"]["clip"]) == ("clip", tiny_clip)
-    newest = record["points"][-1]  # the validation split's truths chose nothing
-    assert (record["best"]["stage"], record["best"]["timesteps"]) == (newest["stage"], newest["stage_timesteps"])
-    assert (run / "table.md").read_text().startswith("| prompter | 0 | 1 | 2 | 3 | 5 | 10 | 15 | gain |")
-    assert "IoU of no prompt" in " ".join(capsys.readouterr().out.split())
-    assert script("evaluate.py", run / "model.zip", *target, "--objects", "2", "--split", "val") is None
-    assert "oracle clicks" in capsys.readouterr().out
-    said = script("train_ppo.py", *target[:-1], "clip-mirco", "--run-dir", tmp_path / "other")
-    assert said is not None
-    assert said.startswith("error: unknown CLIP model 'clip-mirco'")
 
 
 # ------------------------------------------------------------------------------------------------------- boxes

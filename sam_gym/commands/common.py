@@ -121,14 +121,14 @@ class NamedPrompter:
             ValueError: No scripted prompter has this name in the environment's action mode; or the model was trained
                 on other observations.
         """
-        from sam_gym.prompters import PROMPTERS
+        from sam_gym.prompters import PROMPTERS, baselines
 
         if self.agent is not None:
             return self.agent.prompter(env)
         mode = env.settings.action_mode
-        there = PROMPTERS.get(mode, {})
+        there = baselines(env.settings, seed)
         if self.name in there:
-            return there[self.name](seed)
+            return there[self.name]
         elsewhere = [other for other, names in PROMPTERS.items() if self.name in names]
         if elsewhere:
             hint = f" It works in action mode {' or '.join(elsewhere)}."

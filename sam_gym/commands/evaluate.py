@@ -55,7 +55,7 @@ def evaluate(
     if objects is not None and objects < 1:
         raise ValueError(f"--objects must be at least 1, got {objects}")
     from sam_gym.evaluation import evaluate_entries, make_evaluation_env, record_file
-    from sam_gym.prompters import PROMPTERS
+    from sam_gym.prompters import baselines
     from sam_gym.report import print_table
 
     def environment(**more: Any) -> EngineVectorEnv:
@@ -67,8 +67,7 @@ def evaluate(
     named = [NamedPrompter.parse(given, device) for given in prompter]
     if not named:
         mode = {} if action_mode is None else {"action_mode": action_mode}
-        scripted = PROMPTERS[environment(**mode).settings.action_mode]
-        named = [NamedPrompter(name, None) for name in scripted]
+        named = [NamedPrompter(name, None) for name in baselines(environment(**mode).settings)]
     if twice := {one.name for one in named if [other.name for other in named].count(one.name) > 1}:
         raise ValueError(f"two prompters would be called {sorted(twice)[0]!r}: evaluate them into two folders (--out)")
     folder = out or Path("evaluations") / f"{env_id}-{split}"

@@ -61,7 +61,7 @@ def render(
     if object is not None and image is None:
         raise ValueError("--object needs --image: object ids count within one image")
     from sam_gym.evaluation import make_evaluation_env
-    from sam_gym.prompters import PROMPTERS
+    from sam_gym.prompters import baselines
     from sam_gym.report import episode_frames
 
     settings = {"data": data, "checkpoint": checkpoint, "device": device, "precision": precision}
@@ -70,7 +70,7 @@ def render(
         env_id, split, 1, render_mode="rgb_array", **settings, **named.settings(env_id, action_mode)
     )
     if not prompter:
-        named = NamedPrompter(list(PROMPTERS[env.settings.action_mode])[-1], None)
+        named = NamedPrompter(list(baselines(env.settings))[-1], None)
     posed: dict[str, Any] = {}
     if image is not None:
         posed["image"] = int(image) if image.isdecimal() and image not in env.engine.data.image_ids else image

@@ -1,13 +1,11 @@
-"""AlignSAM's recipes: what is shipped is as published; a run with a module is interrupted, resumed, evaluated."""
+"""Agents for whole classes: rewarded by the text alone; AlignSAM's recipes as shipped; a run with a module, resumed."""
 
 from __future__ import annotations
 
 import json
-import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,23 +24,6 @@ SECTION = {
     "eval_env_kwargs": {"max_images": 2}, "recalibration": {"warm_up": 2, "updates": 1},
     "clone": {"total_timesteps": 4, "round_steps": 2, "gradient_steps": 1, "batch_size": 4},
 }  # fmt: skip
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str | None]]:
-    """Run a script of agents/ in this process; what it says when it exits early, else None."""
-    monkeypatch.syspath_prepend(str(AGENTS))
-
-    def run(name: str, *arguments: Any) -> str | None:
-        monkeypatch.setattr(sys, "argv", [name, *(str(a) for a in arguments)])
-        try:
-            runpy.run_path(str(AGENTS / name), run_name="__main__")
-        except SystemExit as exit_:
-            return str(exit_.code)
-        return None
-
-    yield run
-    sys.modules.pop("training", None)
 
 
 @pytest.mark.parametrize("file", ["alignsam.yml", "alignsam_gain.yml"])
@@ -104,3 +85,31 @@ def test_a_run_interrupted_resumed_and_evaluated(
     assert script("evaluate.py", run / "model.zip", "--env", ENV_ID, *settings, "--objects", "2") is None
     again = json.loads((run / "evaluation-test" / "record.json").read_text())["evaluation"]
     assert again[-1]["iou_after_prompts"] == record["evaluation"][-1]["iou_after_prompts"]
+
+
+def test_an_agent_for_a_class(
+    script: Callable[..., str | None], tiny_clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same script; PPO is rewarded by agreement with the text."""
+    run, config = tmp_path / "run", tmp_path / "class.yml"
+    plain = {
+        name: value for name, value in SECTION.items() if name not in ("recalibration", "env_kwargs", "eval_env_kwargs")
+    }
+    config.write_text(yaml.safe_dump({ENV_ID: plain}))
+    target = ["--env", ENV_ID, "--checkpoint", "tiny_random", "--device", "cpu", "--clip", tiny_clip]
+    few = ["--eval-objects", "2", "--test-objects", "4", "--reward", "clip"]
+    assert script("train_ppo.py", *target, *few, "--config", config, "--run-dir", run) is None
+    record = json.loads((run / "record.json").read_text())
+    names = ["no prompt", "random", "centre", "uncertainty", "oracle clicks", "clone alone", "agent"]
+    assert [entry["name"] for entry in record["evaluation"]] == names
+    assert record["evaluation"][0]["gain_over_no_prompt"]["mean"] == 0
+    assert (record["arguments"]["reward"], record["arguments"]["clip"]) == ("clip", tiny_clip)
+    newest = record["points"][-1]  # the validation split's truths chose nothing
+    assert (record["best"]["stage"], record["best"]["timesteps"]) == (newest["stage"], newest["stage_timesteps"])
+    assert (run / "table.md").read_text().startswith("| prompter | 0 | 1 | 2 | 3 | 5 | 10 | 15 | gain |")
+    assert "IoU of no prompt" in " ".join(capsys.readouterr().out.split())
+    assert script("evaluate.py", run / "model.zip", *target, "--objects", "2", "--split", "val") is None
+    assert "oracle clicks" in capsys.readouterr().out
+    said = script("train_ppo.py", *target[:-1], "clip-mirco", "--run-dir", tmp_path / "other")
+    assert said is not None
+    assert said.startswith("error: unknown CLIP model 'clip-mirco'")
