@@ -130,7 +130,7 @@ class NamedPrompter:
         if self.name in there:
             return there[self.name]
         elsewhere = [other for other, names in PROMPTERS.items() if self.name in names]
-        if elsewhere:
+        if elsewhere and mode not in elsewhere:  # else it has another name here: "no prompt" for "box only"
             hint = f" It works in action mode {' or '.join(elsewhere)}."
         else:
             hint = suggestion(self.name, list(there))
