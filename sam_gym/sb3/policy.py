@@ -174,12 +174,19 @@ class SpatialPolicy(MaskableMultiInputActorCriticPolicy):
         action_space: Discrete(2 * G * G + 1), or of an environment in which a module labels the clicks
             Discrete(G * G + 1) or, without stop, Discrete(G * G).
         lr_schedule: Learning rate by remaining progress.
+        stop_share: How likely stop is before any training. None: as likely as any other action, which is so seldom that
+            PPO from scratch hardly ever tries it.
         **kwargs: As for SB3's policies; `features_extractor_kwargs` sets `channels`, `width` and `masked`.
             Reference observations are taken as well (`ReferenceExtractor`).
     """
 
     def __init__(
-        self, observation_space: spaces.Dict, action_space: spaces.Discrete, lr_schedule: Schedule, **kwargs: Any
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        stop_share: float | None = None,
+        **kwargs: Any,
     ) -> None:
         choices = int(action_space.n) if isinstance(action_space, spaces.Discrete) else 0
         referring = "reference" in observation_space.spaces
@@ -192,6 +199,9 @@ class SpatialPolicy(MaskableMultiInputActorCriticPolicy):
             wanted = "2 G G + 1" if referring else 2 * grids[0] ** 2 + 1
             raise ValueError(f"SpatialPolicy acts on the grid: Discrete({wanted}) is needed, got {action_space}")
         self._signs, self._stops, grid = fitting[0]
+        if stop_share is not None and not (self._stops and 0 < stop_share < 1):
+            raise ValueError(f"stop_share={stop_share} must be above 0 and below 1, and needs a stop action")
+        self._stop_bias = 0.0 if stop_share is None else math.log(stop_share / (1 - stop_share) * (choices - 1))
         extractor = ReferenceExtractor if referring else SpatialExtractor
         kwargs = {"features_extractor_class": extractor, "net_arch": [], **kwargs}
         if referring:
@@ -203,6 +213,8 @@ class SpatialPolicy(MaskableMultiInputActorCriticPolicy):
         width = policy.features_extractor.width
         policy.mlp_extractor = _Identity(self.features_dim)
         policy.action_net, policy.value_net = ActionHead(width, self._signs, self._stops), ValueHead(width)
+        if policy.action_net.stop is not None:
+            nn.init.constant_(policy.action_net.stop[-1].bias, self._stop_bias)
         policy.optimizer = policy.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def outputs_and_values(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -247,3 +247,20 @@ def test_begins_near_uniform_choice(small: dict[str, Any]) -> None:
 def test_refuses_other_actions(space: spaces.Space) -> None:
     with pytest.raises(ValueError, match=r"Discrete\(513\) is needed, got"):
         SpatialPolicy(observation_space(32, G, 2, 0), space, lambda _: 1e-3)
+
+
+def test_stop_begins_as_likely_as_asked() -> None:
+    seen = observation_space(32, G, 2, 0)
+    policy = SpatialPolicy(seen, spaces.Discrete(STOP + 1), lambda _: 1e-3, stop_share=0.2)
+    torch.manual_seed(0)
+    state = seen["state"].shape
+    observations = {
+        "maps": torch.randint(0, 256, (4, *seen["maps"].shape), dtype=torch.uint8),
+        "embedding": torch.randn(4, 32, G, G),
+        "state": torch.rand(4, *state),
+    }
+    with torch.no_grad():
+        odds = policy.get_distribution(observations).distribution.probs[:, STOP]
+    assert ((odds > 0.15) & (odds < 0.26)).all()
+    with pytest.raises(ValueError, match="stop_share=1.5 must be above 0 and below 1"):
+        SpatialPolicy(seen, spaces.Discrete(STOP + 1), lambda _: 1e-3, stop_share=1.5)
