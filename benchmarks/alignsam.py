@@ -4,11 +4,13 @@
     python benchmarks/alignsam.py --datasets WBC --seeds 0    a part of it
     python benchmarks/alignsam.py --no-train                  take what is trained, leave out the rest
 
-Rows, on held-out images: the full agent with the implicit branch (`agents/configs/alignsam_gain.yml`, fewer steps);
-with the explicit branch; without RL (random cells, labelled by the full agent's module); without recalibration (an
-agent of the same recipe that labels its clicks itself); one step (the cells that the full agent likes best at first,
-labelled and decoded at once); the module alone (its own mask of the image, no SAM), the control that the paper lacks;
-AlignSAM as published (`agents/configs/alignsam.yml`, fewer steps); and, to see what could be had, oracle clicks.
+Rows, on held-out images, the first four with each branch of the module: the full agent (`agents/configs/
+alignsam_gain.yml`, fewer steps); without RL (random cells, labelled by the full agent's module); one step (the cells
+that the full agent likes best at first, labelled and decoded at once); the module alone (its own mask of the image, no
+SAM), the control that the paper lacks; without recalibration (an agent of the same recipe that labels its clicks
+itself); AlignSAM as published (`agents/configs/alignsam.yml`, fewer steps); and, to see what could be had, oracle
+clicks. Differences are to the full agent with the branch that did better on validation, as the paper takes the better
+branch for each of its data sets.
 Columns: IoU after T clicks. Every episode has 20 clicks, T is where it is looked at; an agent that stops keeps its
 mask. Each training is agents/train_ppo.py under runs/alignsam/.
 """
@@ -41,6 +43,7 @@ from sam_gym.metrics import bootstrap_runs
 from sam_gym.prompters import Prompter, RandomPrompter, oracle_clicks
 from sam_gym.sam.prompts import PromptBatch
 from sam_gym.sb3 import ModelPrompter, load_model
+from sam_gym.semantics.recalibration import BRANCHES
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "agents" / "configs"
@@ -49,21 +52,33 @@ STEPS = (1, 5, 10, 15, 20)
 SHOWN = 15
 """The T of intervals and differences: AlignSAM's."""
 
-FULL, EXPLICIT, RANDOM, OWN_LABELS, ONE_STEP, ALONE, PUBLISHED, ORACLE = (
-    "full, implicit", "full, explicit", "without RL", "without recalibration", "one step", "the module alone",
-    "as published", "oracle clicks",
-)  # fmt: skip
+FULL, RANDOM, ONE_STEP, ALONE = "full", "without RL", "one step", "the module alone"  # with each branch
+OWN_LABELS, PUBLISHED, ORACLE = "without recalibration", "as published", "oracle clicks"
 
-FEWER = {"n_timesteps": 480, "clone": {"total_timesteps": 640}, "recalibration": {"warm_up": 40}}
+FEWER: dict[str, Any] = {"n_timesteps": 480, "clone": {"total_timesteps": 640}, "recalibration": {"warm_up": 40}}
 """Of our recipe, so that all trainings together take a couple of hours on two cores."""
 
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
-    FULL: ("alignsam_gain.yml", FEWER),
-    EXPLICIT: ("alignsam_gain.yml", {**FEWER, "recalibration": {"warm_up": 40, "branch": "explicit"}}),
+    **{
+        f"{FULL}, {branch}": (
+            "alignsam_gain.yml",
+            {**FEWER, "recalibration": {**FEWER["recalibration"], "branch": branch}},
+        )
+        for branch in BRANCHES
+    },
     OWN_LABELS: ("alignsam_gain.yml", {**FEWER, "recalibration": None}),
     PUBLISHED: ("alignsam.yml", {"n_timesteps": 2250}),
 }
 """Row -> the recipe it is trained by, and what is changed in it; None takes an entry out."""
+
+SHOWN_ROWS = (
+    *(f"{what}, {branch}" for what in (FULL, RANDOM, ONE_STEP, ALONE) for branch in BRANCHES),
+    OWN_LABELS, PUBLISHED, ORACLE,
+)  # fmt: skip
+"""All rows, in the order of the tables."""
+
+COLOURED = (RANDOM, ONE_STEP, ALONE, OWN_LABELS, PUBLISHED, ORACLE)
+"""Rows by their colour in the plot; both branches have the same, and the full agent's is black."""
 
 QUOTED = """Published (AlignSAM, Huang et al., CVPR 2024, tables 2 to 5), on other data and another SAM, mIoU in %:
 blur (CUHK) full 68.47, without RL 59.75, without SRM 66.89, without multi-step 46.92; shadow (SBU) 30.78, 25.62,
@@ -131,7 +146,7 @@ def trained(arguments: Arguments, dataset: str, row: str, seed: int) -> Path | N
         command = ["--resume", os.path.relpath(run, ROOT)] if begun else [
             "--env", env_id(dataset), "--config", os.path.relpath(config, ROOT), "--data", "real", "--seed", str(seed),
             "--run-dir", os.path.relpath(run, ROOT), "--eval-objects", "12", "--evaluations", "2",
-            "--test-objects", "4", "--checkpoint", arguments.checkpoint,
+            "--test-objects", "2", "--checkpoint", arguments.checkpoint,
         ]  # fmt: skip
         subprocess.run([sys.executable, "agents/train_ppo.py", *command], check=True, cwd=ROOT)
     return run
@@ -152,11 +167,16 @@ def environment(arguments: Arguments, dataset: str, run: Path | None) -> EngineV
     )  # fmt: skip
 
 
-def rows_of(arguments: Arguments, dataset: str) -> dict[str, NDArray[np.float64]]:
-    """All rows of a dataset: name -> (seeds, images, len(STEPS)) IoU."""
+Rows = dict[str, NDArray[np.float64]]
+"""Name -> (seeds, images, len(STEPS)) IoU."""
+
+
+def rows_of(arguments: Arguments, dataset: str) -> tuple[Rows, dict[str, float]]:
+    """All rows of a dataset, and the mean IoU that each branch's full agents had on validation."""
     engine = environment(arguments, dataset, None).engine
     encode_images(engine.backend, [engine.data])
     rows: dict[str, list[NDArray]] = {}
+    validation: dict[str, list[float]] = {}
 
     def curve(name: str, seed: int, prompter: Prompter, env: EngineVectorEnv) -> None:
         file = arguments.folder / "evaluations" / f"{dataset}-{name}-{seed}.json".replace(" ", "_")
@@ -171,12 +191,18 @@ def rows_of(arguments: Arguments, dataset: str) -> dict[str, NDArray[np.float64]
             env = environment(arguments, dataset, run)
             agent = ModelPrompter(load_model(run / "model.zip", env.single_action_space))
             curve(name, seed, agent, env)
-            if name == FULL:
-                curve(RANDOM, seed, RandomPrompter(seed), env)
-                for other, measure in ((ONE_STEP, one_step), (ALONE, module_alone)):
+            what, _, branch = name.partition(", ")
+            if what == FULL:
+                best = json.loads((run / "state.json").read_text(encoding="utf-8"))["best"]
+                validation.setdefault(branch, []).append(best["gain"])
+                curve(f"{RANDOM}, {branch}", seed, RandomPrompter(seed), env)
+                for control, measure in ((ONE_STEP, one_step), (ALONE, module_alone)):
+                    other = f"{control}, {branch}"
                     rows.setdefault(other, []).append(stored(arguments, dataset, other, seed, measure, agent, env))
     curve(ORACLE, 0, oracle_clicks, environment(arguments, dataset, None))
-    return {name: np.stack(values) for name, values in rows.items()}
+    order = sorted(rows, key=lambda name: SHOWN_ROWS.index(name))
+    means = {branch: float(np.mean(values)) for branch, values in validation.items()}
+    return {name: np.stack(rows[name]) for name in order}, means
 
 
 Measure = Callable[[ModelPrompter, EngineVectorEnv], NDArray[np.float64]]
@@ -253,7 +279,7 @@ def module_alone(agent: ModelPrompter, env: EngineVectorEnv) -> NDArray[np.float
     return np.repeat(np.array(iou)[:, None], len(STEPS), axis=1)
 
 
-def markdown(dataset: str, rows: dict[str, NDArray[np.float64]]) -> str:
+def markdown(dataset: str, rows: Rows, validation: dict[str, float]) -> str:
     """The tables of one dataset."""
     at = STEPS.index(SHOWN)
     head = [*(f"T = {steps}" for steps in STEPS), f"95 % interval, T = {SHOWN}"]
@@ -263,23 +289,31 @@ def markdown(dataset: str, rows: dict[str, NDArray[np.float64]]) -> str:
         body.append(
             [name, *(f"{v:.3f}" for v in values.mean(axis=(0, 1))), f"{interval.low:.3f} to {interval.high:.3f}"]
         )
-    text = report.markdown([["", *head], ["---", *["---:"] * len(head)], *body])
-    differences = []
-    if FULL in rows:
-        for name, values in rows.items():
-            if name != FULL:
-                i = bootstrap_runs(rows[FULL][..., at] - values[..., at])
-                verdict = "full is better" if i.low > 0 else "full is worse" if i.high < 0 else "not to be told"
-                differences.append([name, f"{i.mean:+.3f}", f"{i.low:+.3f} to {i.high:+.3f}", verdict])
-    compared = report.markdown([["full - ", "IoU", "95 % interval", ""], ["---", "---:", "---:", "---"], *differences])
     seeds, images, _ = next(iter(rows.values())).shape
-    return (
+    text = (
         f"## {dataset}: {images} held-out images, {seeds} seeds\n\nMean IoU after T clicks; intervals by bootstrap "
-        f"over images and seeds.\n\n{text}\nDifferences at T = {SHOWN} on the same images.\n\n{compared}"
+        f"over images and seeds.\n\n{report.markdown([['', *head], ['---', *['---:'] * len(head)], *body])}"
+    )
+    if not validation:
+        return text
+    branch = max(validation, key=lambda name: validation[name])
+    full = rows[f"{FULL}, {branch}"]
+    differences = []
+    for name, values in rows.items():
+        if values is full or (name.endswith(BRANCHES) and not name.startswith(FULL) and not name.endswith(branch)):
+            continue
+        i = bootstrap_runs(full[..., at] - values[..., at])
+        verdict = "full is better" if i.low > 0 else "full is worse" if i.high < 0 else "not to be told"
+        differences.append([name, f"{i.mean:+.3f}", f"{i.low:+.3f} to {i.high:+.3f}", verdict])
+    means = ", ".join(f"{name} {mean:.3f}" for name, mean in validation.items())
+    compared = report.markdown([["full - ", "IoU", "95 % interval", ""], ["---", "---:", "---:", "---"], *differences])
+    return (
+        f"{text}\nThe branch that did better on validation ({means}) is the {branch} one: full agent with it less the "
+        f"others, at T = {SHOWN}, on the same images.\n\n{compared}"
     )
 
 
-def plot(path: Path, tables: dict[str, dict[str, NDArray[np.float64]]]) -> None:
+def plot(path: Path, tables: dict[str, Rows]) -> None:
     """Mean IoU against T, a panel per dataset."""
     import matplotlib
 
@@ -288,10 +322,11 @@ def plot(path: Path, tables: dict[str, dict[str, NDArray[np.float64]]]) -> None:
 
     figure, axes = plt.subplots(1, len(tables), figsize=(5 * len(tables), 4.2), layout="constrained", squeeze=False)
     for axis, (dataset, rows) in zip(axes[0], tables.items(), strict=True):
-        for number, name in enumerate((FULL, EXPLICIT, RANDOM, OWN_LABELS, ONE_STEP, ALONE, PUBLISHED, ORACLE)):
-            if name in rows:
-                style = {"color": "black", "linewidth": 2.2} if name == FULL else {"color": f"C{number}"}
-                axis.plot(STEPS, rows[name].mean(axis=(0, 1)), "o-", markersize=3, label=name, **style)
+        for name, values in rows.items():
+            what, _, branch = name.partition(", ")
+            colour = "black" if what == FULL else f"C{COLOURED.index(what)}"
+            style = "--" if branch == BRANCHES[1] else "-"
+            axis.plot(STEPS, values.mean(axis=(0, 1)), style, color=colour, marker="o", markersize=3, label=name)
         axis.set(xlabel="clicks", ylabel="mean IoU", title=f"{dataset}, {rows[ORACLE].shape[1]} images", xticks=STEPS)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
@@ -310,21 +345,23 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from there")
     where_from = report.provenance()  # before anything is written, or the commit would count as changed
-    text = "\n".join([*(markdown(dataset, rows) for dataset, rows in tables.items()), QUOTED])
+    text = "\n".join([*(markdown(dataset, *table) for dataset, table in tables.items()), QUOTED])
     print(text)
     result = arguments.result
     result.parent.mkdir(parents=True, exist_ok=True)
     result.with_suffix(".md").write_text(text, encoding="utf-8")
     content = {
-        dataset: {name: values.round(6).tolist() for name, values in rows.items()} for dataset, rows in tables.items()
+        dataset: {name: values.round(6).tolist() for name, values in rows.items()}
+        for dataset, (rows, _) in tables.items()
     }
+    validation = {dataset: means for dataset, (_, means) in tables.items()}
     recipes = {name: {"config": file, "changes": changes} for name, (file, changes) in RECIPES.items()}
     how = {"steps": STEPS, "recipes": recipes, "scale": arguments.scale, "checkpoint": arguments.checkpoint}
     result.write_text(
-        json.dumps({**where_from, **how, "iou": content}, separators=(",", ":")) + "\n",
+        json.dumps({**where_from, **how, "validation": validation, "iou": content}, separators=(",", ":")) + "\n",
         encoding="utf-8",
     )
-    plot(result.with_suffix(".png"), tables)
+    plot(result.with_suffix(".png"), {dataset: rows for dataset, (rows, _) in tables.items()})
     print(f"\nstored in {os.path.relpath(result, ROOT)}, .md and .png")
 
 
