@@ -184,6 +184,14 @@ def evaluate(
     return Record(name, cases=cases, provenance=provenance, seconds=seconds, **log.columns())
 
 
+def is_current(
+    stored: Mapping[str, Any], prompter: Prompter, env: EngineVectorEnv, max_objects: int | None = None
+) -> bool:
+    """Whether a stored record is what `evaluate` would find: of the same episodes, data, SAM, rules and policy."""
+    wanted = json.loads(json.dumps(evaluation_provenance(prompter, env, select_cases(env, max_objects))))
+    return is_record(stored) and {**stored["provenance"], **wanted} == stored["provenance"]
+
+
 def evaluate_stored(
     prompter: Prompter, name: str, env: EngineVectorEnv, file: Path, *, max_objects: int | None = None
 ) -> tuple[Record, bool]:
@@ -194,8 +202,7 @@ def evaluate_stored(
     """
     if file.is_file():
         stored = json.loads(file.read_text(encoding="utf-8"))
-        wanted = evaluation_provenance(prompter, env, select_cases(env, max_objects))
-        if is_record(stored) and {**stored["provenance"], **wanted} == stored["provenance"]:
+        if is_current(stored, prompter, env, max_objects):
             return Record.from_json(stored), True
     record = evaluate(prompter, name, env, max_objects=max_objects)
     write_json(file, record.to_json())

@@ -5,6 +5,8 @@ So that `sam-gym` needs nothing but the file. It trains nothing and evaluates no
 
 from __future__ import annotations
 
+import copy
+import io
 import math
 import zipfile
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from sam_gym.envs.box_refine import SamBoxRefineVectorEnv
 from sam_gym.envs.observations import MAPS, STATE
 from sam_gym.envs.prompt import SamPromptVectorEnv
 from sam_gym.envs.sights import Sight
+from sam_gym.fetching import atomic_path
 from sam_gym.naming import first_line
 from sam_gym.sb3.policy import ModelPrompter, load_model
 
@@ -69,6 +72,18 @@ class SavedAgent:
     def identity(self) -> str:
         """See `ModelPrompter.identity`."""
         return ModelPrompter(self.model).identity
+
+    def save_for_use(self, file: Path) -> None:
+        """Write the model compressed, and without the optimizer's state, which only further training needs."""
+        fresh, whole = copy.copy(self.model), io.BytesIO()
+        fresh.policy = copy.deepcopy(self.model.policy)
+        optimizer = fresh.policy.optimizer
+        fresh.policy.optimizer = type(optimizer)(fresh.policy.parameters(), lr=optimizer.param_groups[0]["lr"])
+        fresh.save(whole)
+        with atomic_path(file) as path, zipfile.ZipFile(whole) as source:
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+                for name in source.namelist():
+                    target.writestr(zipfile.ZipInfo(name), source.read(name), zipfile.ZIP_DEFLATED)
 
     @property
     def env_class(self) -> type[EngineVectorEnv]:
