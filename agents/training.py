@@ -258,7 +258,7 @@ class Training:
 
     def _validate(self, model: PPO | MaskablePPO) -> Record:
         objects = self.state["arguments"]["eval_objects"]
-        return evaluate(ModelPrompter(model), "validation", self.val, max_objects=objects, progress=False)
+        return evaluate(ModelPrompter(model), self.val, name="validation", max_objects=objects, progress=False)
 
     def _environment(self, split: str, autoreset_mode: str, n: int, **more: Any) -> EngineVectorEnv:
         return gymnasium.make_vec(

@@ -138,7 +138,7 @@ def report(arguments: Arguments, out: Path) -> None:
                 size_error=arguments.size_error, data=arguments.data, device=arguments.device,
                 precision=arguments.precision,
             )  # fmt: skip
-            record = evaluate(box_only, name, env, max_objects=arguments.eval_objects, progress=False)
+            record = evaluate(box_only, env, name=name, max_objects=arguments.eval_objects, progress=False)
             values.append(f"{record.curve[0]:.3f} at {error:.0%}")
         print(f"{name:>7}: {', '.join(values)}")
 

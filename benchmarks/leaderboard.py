@@ -82,7 +82,7 @@ def run(env: tuple[str, ...] = (), entry: tuple[str, ...] = (), device: str = "a
         if one.env_id not in encoded:  # with a bar of its own; the other entries find the embeddings there
             encode_images(environment.engine.backend, [environment.engine.data])
             encoded.add(one.env_id)
-        record = evaluate(prompter, one.name, environment, max_objects=most)
+        record = evaluate(prompter, environment, name=one.name, max_objects=most)
         write(board, one, record, where_from)
         done += 1
         print(f"[{number}/{len(chosen)}] {one}: IoU {record.curve[0]:.3f} -> {record.curve[-1]:.3f}, "

@@ -128,29 +128,42 @@ def encode_images(backend: SamBackend, splits: Iterable[SegmentationData]) -> No
 
 def evaluate(
     prompter: Prompter,
-    name: str,
-    env: EngineVectorEnv,
+    env: EngineVectorEnv | str,
+    split: str | None = None,
     *,
+    name: str | None = None,
     max_objects: int | None = None,
     progress: bool = True,
+    **settings: Any,
 ) -> Record:
-    """Let a prompter work on every object of the environment's split, each exactly once.
+    """Let a prompter work on every object of a split, each exactly once.
+
+    For example, `evaluate(uncertainty, "SamPrompt-WBC-v0", "val", data="real")`.
 
     Args:
-        prompter: Chooses the actions.
-        name: What to call it in tables.
-        env: A vector environment with autoreset_mode="Disabled"; it is reset and stepped.
+        prompter: Chooses the actions: a scripted one, a `sam_gym.sb3.ModelPrompter`, or a function of your own.
+        env: Id of an environment; or a vector environment with autoreset_mode="Disabled", which is reset and stepped.
+        split: "test" by default; that of the environment where one is given.
+        name: What to call it in tables; default what `identity_of` says.
         max_objects: Take only so many objects, evenly spread over the split's list; for quick looks while training.
         progress: Show a bar.
+        **settings: As for `make_evaluation_env`, where an id is given.
 
     Returns:
         The record.
 
     Raises:
-        ValueError: The environment resets by itself, or `max_objects` is below 1.
+        ValueError: The environment resets by itself or is of another split; settings are given beside an environment;
+            or `max_objects` is below 1.
     """
+    if isinstance(env, str):
+        env = make_evaluation_env(env, split or "test", **settings)
+    elif settings or split not in (None, env.settings.split):
+        given = ", ".join(settings) or f"split={split!r}"
+        raise ValueError(f"{given} cannot be had of an environment that is made already: give its id instead")
     if env.autoreset_mode.value != "Disabled":
         raise ValueError("evaluate() poses each episode itself: make the environment with autoreset_mode='Disabled'")
+    name = identity_of(prompter) if name is None else name
     cases = select_cases(env, max_objects)
     log = _Log(len(cases), env)
     started = time.perf_counter()
@@ -204,7 +217,7 @@ def evaluate_stored(
         stored = json.loads(file.read_text(encoding="utf-8"))
         if is_current(stored, prompter, env, max_objects):
             return Record.from_json(stored), True
-    record = evaluate(prompter, name, env, max_objects=max_objects)
+    record = evaluate(prompter, env, name=name, max_objects=max_objects)
     write_json(file, record.to_json())
     return record, False
 

@@ -175,7 +175,7 @@ def nested(box: NDArray) -> NDArray[np.bool_]:
 
 def records(prompter: Prompter, **settings: Any) -> list[Record]:
     return [
-        evaluate(prompter, "some", refine(num_envs, **settings), max_objects=12, progress=False)
+        evaluate(prompter, refine(num_envs, **settings), name="some", max_objects=12, progress=False)
         for num_envs in (1, 5, 16)
     ]
 
@@ -185,7 +185,7 @@ def test_iteration_does_not_depend_on_the_number_of_environments(answer: Callabl
     for num_envs in (1, 5, 16):
         env = refine(num_envs, max_prompts=6)
         answer(env, nested)
-        found.append(evaluate(IterativeBox(), "iterative box", env, max_objects=24, progress=False))
+        found.append(evaluate(IterativeBox(), env, name="iterative box", max_objects=24, progress=False))
     for record in found[1:]:
         np.testing.assert_array_equal(record.prompts, found[0].prompts)
         np.testing.assert_array_equal(record.iou, found[0].iou)
@@ -253,7 +253,7 @@ def test_random_boxes_do_not_depend_on_the_number_of_environments(action_mode: s
 def test_there_are_baselines_for_every_action_mode() -> None:
     for action_mode in ("continuous", "discrete"):
         for build in PROMPTERS[action_mode].values():
-            record = evaluate(build(0), "some", refine(4, action_mode), max_objects=6, progress=False)
+            record = evaluate(build(0), refine(4, action_mode), name="some", max_objects=6, progress=False)
             assert np.isfinite(record.iou).all()
             assert record.provenance["size_error"] == "isotropic"
 
@@ -279,7 +279,9 @@ def test_boxes_of_the_wrong_size_cost_iou_on_real_sections(tiny: dict[str, Any])
 
     def final(name: str, error: float) -> float:
         env = gymnasium.make_vec("SamBoxRefine-ISBI-v0", box_error=error, max_prompts=3, **made)
-        return float(evaluate(PROMPTERS["continuous"][name](0), name, env, max_objects=16, progress=False).curve[-1])
+        return float(
+            evaluate(PROMPTERS["continuous"][name](0), env, name=name, max_objects=16, progress=False).curve[-1]
+        )
 
     tight, wrong = final("box only", 0.0), final("box only", 0.4)
     assert tight > wrong + 0.1

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from sam_gym.data import SegmentationData, load_data
 from sam_gym.envs import SamPromptSemanticVectorEnv, SamPromptVectorEnv
 from sam_gym.envs.prompt import PromptSettings
-from sam_gym.evaluation import episode_list, episode_list_hash, evaluate, evaluate_stored
+from sam_gym.evaluation import (
+    episode_list,
+    episode_list_hash,
+    evaluate,
+    evaluate_stored,
+    make_evaluation_env,
+)
 from sam_gym.metrics import boundary_iou, mask_dice, mask_iou
 from sam_gym.prompters import PROMPTERS, RandomPrompter, baselines, box_only, centre, oracle_clicks
 from sam_gym.records import COLUMNS, EpisodeCase, Record
@@ -68,7 +74,7 @@ class StopsAfter:
 def test_each_object_exactly_once(num_envs: int) -> None:
     env = make(num_envs)
     data = small_split(env, 10)
-    record = evaluate(StopsAfter(), "some", env, progress=False)
+    record = evaluate(StopsAfter(), env, name="some", progress=False)
     assert len(data.objects) == 10
     found = [(case.image, case.object_id) for case in record.cases]
     assert found == list(zip(data.objects.image_index.tolist(), data.objects.object_id.tolist(), strict=True))
@@ -82,7 +88,7 @@ def test_does_not_depend_on_the_number_of_environments(prompter: Any) -> None:
     for num_envs in (1, 4, 16):
         env = make(num_envs)
         small_split(env, 6)
-        records.append(evaluate(prompter, "some", env, progress=False))
+        records.append(evaluate(prompter, env, name="some", progress=False))
     for record in records[1:]:
         for name in COLUMNS:
             np.testing.assert_array_equal(getattr(record, name), getattr(records[0], name))
@@ -93,7 +99,7 @@ def test_the_curve_is_what_an_episode_shows() -> None:
     """Played by hand in a single environment, object by object."""
     env = make(3)
     data = small_split(env, 4)
-    record = evaluate(StopsAfter(), "some", env, progress=False)
+    record = evaluate(StopsAfter(), env, name="some", progress=False)
     single = make(1)
     for case, curve, prompts in zip(record.cases, record.iou, record.prompts, strict=True):
         posed = {"image": data.image_ids[case.image], "object": case.object_id, "cue": case.cue}
@@ -110,7 +116,7 @@ def test_the_curve_is_what_an_episode_shows() -> None:
 def test_the_first_value_is_the_box_alone() -> None:
     env = make(4)
     small_split(env, 6)
-    records = {name: evaluate(build(0), name, env, progress=False) for name, build in PROMPTERS["grid"].items()}
+    records = {name: evaluate(build(0), env, name=name, progress=False) for name, build in PROMPTERS["grid"].items()}
     box = records["box only"]
     assert box.prompts.tolist() == [0] * 6
     np.testing.assert_array_equal(box.iou, np.repeat(box.iou[:, :1], 6, axis=1))
@@ -125,7 +131,7 @@ def test_the_first_value_is_the_box_alone() -> None:
 def test_after_stop_the_last_value_is_carried_on() -> None:
     env = make(3)
     small_split(env, 6)
-    record = evaluate(centre, "centre", env, progress=False)
+    record = evaluate(centre, env, name="centre", progress=False)
     assert (record.prompts == 1).all()
     assert (record.iou[:, 1] != record.iou[:, 0]).any()
     np.testing.assert_array_equal(record.iou[:, 2:], np.repeat(record.iou[:, 1:2], 4, axis=1))
@@ -135,7 +141,7 @@ def test_the_last_masks_are_measured_at_full_size() -> None:
     """Against an environment of one, played to the end by hand."""
     env = make(3)
     data = small_split(env, 6)
-    record = evaluate(StopsAfter(), "some", env, progress=False)
+    record = evaluate(StopsAfter(), env, name="some", progress=False)
     single = make(1)
     for row, case in enumerate(record.cases):
         posed = {"image": data.image_ids[case.image], "object": case.object_id, "cue": case.cue}
@@ -166,7 +172,7 @@ class LooksAhead:
 def test_decodes_count_what_the_prompter_asked_for_itself(num_envs: int) -> None:
     env = make(num_envs)
     small_split(env, 6)
-    plain, ahead = (evaluate(p, "some", env, progress=False) for p in (StopsAfter(), LooksAhead()))
+    plain, ahead = (evaluate(p, env, name="some", progress=False) for p in (StopsAfter(), LooksAhead()))
     assert plain.decodes.tolist() == (plain.prompts + 1).tolist()
     choices = np.minimum(ahead.prompts + 1, 5)  # one for each prompt, one to say stop
     assert ahead.decodes.tolist() == (ahead.prompts + 1 + 2 * choices).tolist()
@@ -179,17 +185,17 @@ def test_any_function_is_a_prompter() -> None:
 
     env = make(3)
     small_split(env, 4)
-    record = evaluate(left_to_right, "mine", env, progress=False)
+    record = evaluate(left_to_right, env, name="mine", progress=False)
     assert record.prompts.tolist() == [5] * 4
     assert record.provenance["policy"].endswith("test_any_function_is_a_prompter.<locals>.left_to_right")
     with pytest.raises(ValueError, match="2 actions for 3 environments"):
-        evaluate(lambda observations, env: [0, 0], "mine", env, progress=False)
+        evaluate(lambda observations, env: [0, 0], env, progress=False)
 
 
 def test_a_time_limit_ends_episodes_too() -> None:
     env = make(2, max_episode_steps=2)
     small_split(env, 4)
-    record = evaluate(PROMPTERS["grid"]["random"](0), "random", env, progress=False)
+    record = evaluate(PROMPTERS["grid"]["random"](0), env, name="random", progress=False)
     assert record.prompts.tolist() == [2] * 4
 
 
@@ -205,7 +211,7 @@ def test_whole_classes_are_evaluated_from_no_prompt(semantic: SamPromptSemanticV
     """Each image once, no cue in the list, and the gain is over nothing."""
     found = baselines(semantic.settings)
     assert list(found) == ["no prompt", "random", "centre", "uncertainty", "oracle clicks"]
-    records = {name: evaluate(prompter, name, semantic, progress=False) for name, prompter in found.items()}
+    records = {name: evaluate(prompter, semantic, name=name, progress=False) for name, prompter in found.items()}
     for record in records.values():
         assert [(case.image, case.object_id, case.cue) for case in record.cases] == [(i, 1, None) for i in range(6)]
         assert (record.iou[:, 0] == 0).all()
@@ -258,12 +264,12 @@ def test_the_published_list(real_folder: Any) -> None:
 def test_some_objects_are_spread_over_the_list() -> None:
     env = make(4)
     whole = episode_list(env.engine.data, CUES)
-    record = evaluate(box_only, "box only", env, max_objects=5, progress=False)
+    record = evaluate(box_only, env, name="box only", max_objects=5, progress=False)
     assert record.cases == [whole[round(i * (len(whole) - 1) / 4)] for i in range(5)]
     assert record.cases[0] == whole[0]
     assert record.cases[-1] == whole[-1]
     with pytest.raises(ValueError, match="at least one object, got 0"):
-        evaluate(box_only, "box only", env, max_objects=0, progress=False)
+        evaluate(box_only, env, name="box only", max_objects=0, progress=False)
 
 
 # ------------------------------------------------------------------------------------------------------- provenance
@@ -272,7 +278,7 @@ def test_some_objects_are_spread_over_the_list() -> None:
 def test_provenance_says_what_was_measured() -> None:
     env = make(3)
     data = small_split(env, 4)
-    provenance = evaluate(box_only, "box only", env, progress=False).provenance
+    provenance = evaluate(box_only, env, name="box only", progress=False).provenance
     assert provenance["data_hash"] == data.hash()
     assert provenance["checkpoint"].startswith("tiny_random-")
     assert provenance["episode_list"]["sha256"] == episode_list_hash(episode_list(data, CUES))
@@ -313,4 +319,19 @@ def test_a_stored_record_is_taken_while_it_is_of_the_same_thing(tmp_path: Path) 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 def test_refuses_environments_that_reset_by_themselves(mode: str) -> None:
     with pytest.raises(ValueError, match="autoreset_mode='Disabled'"):
-        evaluate(box_only, "box only", make(2, autoreset_mode=mode), progress=False)
+        evaluate(box_only, make(2, autoreset_mode=mode), name="box only", progress=False)
+
+
+def test_an_id_and_a_split_are_enough() -> None:
+    settings: dict[str, Any] = {"data": "synthetic", "checkpoint": "tiny_random", "device": "cpu", "num_envs": 3}
+    by_id = evaluate(box_only, "SamPrompt-Synthetic-v0", "val", max_objects=4, progress=False, **settings)
+    env = make_evaluation_env("SamPrompt-Synthetic-v0", "val", **settings)
+    same = evaluate(box_only, env, name="box only", max_objects=4, progress=False)
+    assert (by_id.name, same.name) == ("sam_gym.prompters.box_only", "box only")
+    assert by_id.provenance == same.provenance
+    assert (by_id.iou == same.iou).all()
+    assert evaluate(box_only, env, "val", max_objects=1, progress=False).provenance["split"] == "val"
+    with pytest.raises(ValueError, match="split='test' cannot be had of an environment"):
+        evaluate(box_only, env, "test")
+    with pytest.raises(ValueError, match="grid, device cannot be had of an environment"):
+        evaluate(box_only, env, grid=8, device="cpu")

@@ -242,7 +242,7 @@ def test_order_of_the_baselines_on_real_sections(tiny: dict[str, Any]) -> None:
         "SamPrompt-ISBI-v0", num_envs=8, autoreset_mode="Disabled", **{**tiny, "checkpoint": "mobile_sam"}
     )
     final = {
-        name: evaluate(PROMPTERS["grid"][name](0), name, env, max_objects=24, progress=False).curve[-1]
+        name: evaluate(PROMPTERS["grid"][name](0), env, name=name, max_objects=24, progress=False).curve[-1]
         for name in ("box only", "random", "oracle clicks")
     }
     assert final["oracle clicks"] > final["box only"] + 0.05

@@ -197,7 +197,10 @@ def test_environments_of_a_folder(filled: Callable[..., Path], task: str) -> Non
         assert info["source"] == "folder:cells"
         assert one.unwrapped.engine.data.image_ids == ("slice-7", "slice-8", "slice-9")
     record = evaluate(
-        box_only, "box only", make_evaluation_env(f"{task}-Folder-v0", "val", 4, root=str(root), **tiny), progress=False
+        box_only,
+        make_evaluation_env(f"{task}-Folder-v0", "val", 4, root=str(root), **tiny),
+        name="box only",
+        progress=False,
     )
     assert (record.provenance["data"], record.provenance["source"]) == ("folder:cells", "folder:cells")
     assert len(record.cases) == 6

@@ -285,7 +285,7 @@ def test_oracle_clicks_where_the_label_mends_most(make: Make) -> None:
 
 def test_records_say_that_gains_are_over_the_first_clicks(make: Make) -> None:
     env = make(autoreset_mode="Disabled", **FAITHFUL)
-    record = evaluate(RandomPrompter(), "random", env, max_objects=3, progress=False)
+    record = evaluate(RandomPrompter(), env, name="random", max_objects=3, progress=False)
     assert record.start == "the first clicks"
     again = Record.from_json(record.to_json())
     assert again.summary() == record.summary()

@@ -203,6 +203,6 @@ def test_ppo_learns_is_saved_and_prompts(boxes: dict[str, Any], tmp_path: Path) 
     assert isinstance(env.single_action_space, spaces.Box)
     loaded = ModelPrompter(load_model(tmp_path / "model.zip", env.single_action_space, device="cpu"))
     assert loaded.identity == ModelPrompter(model).identity
-    record = evaluate(loaded, "agent", env, max_objects=4, progress=False)
+    record = evaluate(loaded, env, name="agent", max_objects=4, progress=False)
     assert record.provenance["policy"] == loaded.identity
     assert record.provenance["size_error"] == "isotropic"
