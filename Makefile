@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: help setup train test lint types doctest clean
+.PHONY: help setup train test lint types doctest docs clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,5 +33,8 @@ types: setup  ## mypy on the package
 doctest: setup  ## the examples in docstrings
 	$(RUN) -m pytest --doctest-modules sam_gym -q
 
+docs: setup  ## the documentation as a site, in site/
+	$(RUN) -m mkdocs build --strict
+
 clean:  ## remove the virtual environment and caches, keep runs/
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build site *.egg-info

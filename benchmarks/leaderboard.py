@@ -24,11 +24,13 @@ from typing import Annotated, Any
 # Before torch is loaded, see agents/train_ppo.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import gymnasium
 import tyro
 from board import HERE, SCRIPTED, US, Board, BoardError, Entry, find, oracle_of, task_of
 from PIL import Image
 
 from sam_gym import report
+from sam_gym.data import DATASETS
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.evaluation import (
     encode_images,
@@ -157,8 +159,13 @@ def compact(content: dict[str, Any]) -> str:
 
 
 def picture(board: Board, env_id: str, device: str) -> None:
-    """Draw four episodes for the gallery, of the first agent or else of the oracle, unless they are drawn already."""
+    """Draw four episodes for the gallery, of the first agent or else of the oracle, unless they are drawn already.
+
+    Images that not everybody may republish are left out: the page is in the repository.
+    """
     file = picture_file(board, env_id)
+    if not DATASETS[gymnasium.spec(env_id).kwargs["dataset"]].may_be_shown:
+        return
     there = [entry for entry in board.entries() if entry.env_id == env_id and board.read(entry) is not None]
     shown = next((one for one in there if not one.scripted and board.model_file(one).is_file()), None) or next(
         (one for one in there if one.name == oracle_of(env_id)), None

@@ -1,4 +1,4 @@
-"""The leaderboard: run, check against tampering, add, table, and the page in a browser; tiny SAM, real WBC crops."""
+"""The leaderboard: run, check against tampering, add, table, and the page in a browser; tiny SAM, real nuclei."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sam_gym.sb3 import SamVecEnv, SpatialPolicy
 from sam_gym.sb3.saved import SavedAgent
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-ENV_ID = "SamPrompt-WBC-v0"
+ENV_ID = "SamPrompt-DSB-v0"
 COMMIT = "0" * 40
 MODULES = ("board", "standings", "page", "leaderboard")
 
@@ -128,7 +128,7 @@ def put(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (put("record", "provenance", "checkpoint", value="mobile_sam-0123456789ab"), "checkpoint is"),
         (put("record", "provenance", "data_hash", value="0" * 64), "data_hash is"),
         (put("record", "provenance", "source", value="synthetic-em"), "stand-in"),
-        (put("record", "provenance", "data", value="dsb2018"), "stand-in"),
+        (put("record", "provenance", "data", value="isbi2012"), "stand-in"),
         (put("record", "provenance", "precision", value="fast"), "precision is"),
         (put("record", "provenance", "split", value="val"), "schema.json"),
         (put("run", "git_commit", value=COMMIT + "-dirty"), "commit first"),
@@ -185,7 +185,7 @@ def test_run_refuses_other_episodes_than_the_boards(board: Any, commands: Module
 def test_unknown_names_are_told(board: Any, commands: ModuleType) -> None:
     with pytest.raises(commands.BoardError, match="no entry 'randon' on the board; did you mean 'random'"):
         commands.run(entry=("randon",), folder=board.folder)
-    with pytest.raises(commands.BoardError, match="no environment 'x' on the board; there are SamPrompt-WBC-v0"):
+    with pytest.raises(commands.BoardError, match="no environment 'x' on the board; there are SamPrompt-DSB-v0"):
         commands.run(env=("x",), folder=board.folder)
 
 

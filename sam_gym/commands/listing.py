@@ -27,7 +27,7 @@ def list_environments(
     Objects are those of the training, validation and test split. Files are looked for by name in $SAM_GYM_DATA and in
     the cache; nothing is downloaded and nothing read.
     """
-    rows = [_row(env_id) for env_id in env_ids()]
+    rows = [describe(env_id) for env_id in env_ids()]
     if as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -48,7 +48,8 @@ def list_environments(
         print("to be fetched: at first use, or by `sam-gym fetch ID`")
 
 
-def _row(env_id: str) -> dict[str, Any]:
+def describe(env_id: str) -> dict[str, Any]:
+    """What `sam-gym list --json` says of one environment."""
     from sam_gym.data import DATASETS, sources
     from sam_gym.data.spec import read_object_counts
 

@@ -65,6 +65,11 @@ class DatasetSpec:
     stand_in: str | None = None
     tile: int | None = None
 
+    @property
+    def may_be_shown(self) -> bool:
+        """Whether everybody may republish its pixels: they are generated, or in the public domain."""
+        return not self.files or self.licence.startswith("CC0")
+
 
 def read_file_list(folder: str, base_url: str) -> tuple[FileRecord, ...]:
     """The packaged list of the files in a folder, `sam_gym/data/<folder>.csv`.

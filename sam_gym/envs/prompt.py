@@ -64,9 +64,9 @@ class SamPromptEnv(EngineEnv):
 
     | action             | meaning                                            |
     |--------------------|----------------------------------------------------|
-    | 0 .. G*G-1         | foreground click at the centre of that cell        |
-    | G*G .. 2*G*G-1     | background click at the centre of cell a - G*G     |
-    | 2*G*G              | stop                                               |
+    | `0 .. G*G-1`       | foreground click at the centre of that cell        |
+    | `G*G .. 2*G*G-1`   | background click at the centre of cell `a - G*G`   |
+    | `2*G*G`            | stop                                               |
 
     `action_masks()` forbids cells that were clicked before or whose centre lies outside the image. A forbidden click
     is still carried out (moved to the image's border if it lies outside).

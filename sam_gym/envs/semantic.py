@@ -132,14 +132,14 @@ class SamPromptSemanticEnv(EngineEnv):
 
     | action             | meaning                                            |
     |--------------------|----------------------------------------------------|
-    | 0 .. G*G-1         | foreground click at the centre of that cell        |
-    | G*G .. 2*G*G-1     | background click at the centre of cell a - G*G     |
-    | 2*G*G              | stop                                               |
+    | `0 .. G*G-1`       | foreground click at the centre of that cell        |
+    | `G*G .. 2*G*G-1`   | background click at the centre of cell `a - G*G`   |
+    | `2*G*G`            | stop                                               |
 
     `action_masks()` forbids cells that were clicked before or whose centre lies outside the image. A forbidden click
     is still carried out (moved to the image's border if it lies outside).
 
-    With a `labeler` it is `Discrete(G * G + 1)`: the agent says where to click, 0 .. G*G-1, or stop, G*G, and AlignSAM's
+    With a `labeler` it is `Discrete(G * G + 1)`: the agent says where to click, `0 .. G*G-1`, or stop, `G*G`, and AlignSAM's
     recalibration module (Huang et al., CVPR 2024; `sam_gym.semantics.recalibration`) says from the embedding, the mask
     before the click and, in its explicit branch, a similarity map of the text whether the place is foreground. `stop=False`
     takes the last action away; `repeats=True` lets `action_masks()` allow cells that were clicked before.
