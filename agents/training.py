@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import shutil
 import time
 from dataclasses import fields
@@ -62,7 +63,7 @@ class Training:
         set_random_seed(self.seed)
         reward = {} if arguments.get("reward") is None else {"reward": arguments["reward"]}
         train = self._environment("train", "SameStep", config["n_envs"], **{**train_kwargs(config), **reward})
-        self.val = self._environment("val", "Disabled", config["n_envs"], **evaluation_kwargs(config))
+        self.val = self._environment("val", "Disabled", self._together("eval_objects"), **evaluation_kwargs(config))
         self.recalibrator: Recalibrator | None = None
         if "recalibration" in config:
             self.recalibrator = Recalibrator(train, RecalibratingSettings(**config["recalibration"]), self.seed)
@@ -205,7 +206,7 @@ class Training:
         entries["agent"] = agent
         config = self.state["config"]
         kwargs = evaluation_kwargs(config, self.folder / "model.zip")
-        test = self._environment("test", "Disabled", config["n_envs"], **kwargs)
+        test = self._environment("test", "Disabled", self._together("test_objects"), **kwargs)
         records = evaluate_entries(entries, test, self.folder / "evaluations", self.state["arguments"]["test_objects"])
         pictures = self._environment("test", "Disabled", 1, render_mode="rgb_array", **kwargs)
         self.state["seconds"]["report"] += time.perf_counter() - started
@@ -259,6 +260,10 @@ class Training:
     def _validate(self, model: PPO | MaskablePPO) -> Record:
         objects = self.state["arguments"]["eval_objects"]
         return evaluate(ModelPrompter(model), self.val, name="validation", max_objects=objects, progress=False)
+
+    def _together(self, objects: str) -> int:
+        """Episodes at a time where so many objects are evaluated: spare ones would be decoded for nothing."""
+        return int(min(self.state["config"]["n_envs"], self.state["arguments"][objects] or math.inf))
 
     def _environment(self, split: str, autoreset_mode: str, n: int, **more: Any) -> EngineVectorEnv:
         return gymnasium.make_vec(

@@ -3,6 +3,7 @@
     python benchmarks/recipes.py                 train what is missing (resumes), then write results and print the table
     python benchmarks/recipes.py --seeds 0       one seed only
     python benchmarks/recipes.py --no-train      take the runs that are finished, train nothing
+    python benchmarks/recipes.py --stored        write the Markdown again from the stored result, run nothing
 
 Each training is `agents/train_ppo.py` in a folder of its own under runs/recipes/. The result file holds every object's
 IoU curve, so that the table can be computed again from it.
@@ -23,6 +24,7 @@ import numpy as np
 import tyro
 
 from sam_gym import report
+from sam_gym.metrics import bootstrap_mean
 from sam_gym.records import Record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +50,8 @@ class Arguments:
     """Where the runs are; what is finished there is not run again."""
     train: bool = True
     """Train the runs that are missing; else leave them out of the table."""
+    stored: bool = False
+    """Only write the Markdown again from the stored result."""
 
 
 def train(folder: Path, recipe: str, seed: int) -> None:
@@ -72,9 +76,30 @@ def load(run: Path, entry: str) -> Record:
     return Record.from_json(json.loads((run / "evaluations" / f"{entry}.json").read_text()))
 
 
+def paired(curves: dict[str, list[list[float]]]) -> str:
+    """What PPO adds to its clone on the same objects, seed by seed, as Markdown.
+
+    Args:
+        curves: Name of a row of the table -> IoU after each prompt, of each object.
+    """
+    rows = [["PPO after cloning - its clone", "IoU", "95 % paired bootstrap interval"], ["---", "---:", "---:"]]
+    for name, after in curves.items():
+        what, _, seed = name.rpartition(", ")
+        if what == "clone, then PPO":
+            i = bootstrap_mean(np.array(after)[:, -1] - np.array(curves[f"clone alone, {seed}"])[:, -1])
+            rows.append([seed, f"{i.mean:+.3f}", f"{i.low:+.3f} to {i.high:+.3f}"])
+    return report.markdown(rows)
+
+
 def main() -> None:
     """Train what is missing, store, print."""
     arguments = tyro.cli(Arguments, description=__doc__)
+    if arguments.stored:
+        table = RESULT.with_suffix(".md").read_text(encoding="utf-8").split("\n\n")[0].rstrip("\n")
+        content = json.loads(RESULT.read_text(encoding="utf-8"))
+        curves = {record["summary"]["name"]: record["iou"] for record in content["records"]}
+        RESULT.with_suffix(".md").write_text(f"{table}\n\n{paired(curves)}", encoding="utf-8")
+        return
     records: list[Record] = []
     runs: list[dict[str, Any]] = []
     for title, recipe, entry in ENTRIES:
@@ -107,7 +132,8 @@ def main() -> None:
         ],
         "runs": runs,
     }  # fmt: skip
-    RESULT.with_suffix(".md").write_text(report.markdown_table(records), encoding="utf-8")
+    text = f"{report.markdown_table(records)}\n{paired({r.name: r.iou.tolist() for r in records})}"
+    RESULT.with_suffix(".md").write_text(text, encoding="utf-8")
     RESULT.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
     print(f"stored in {RESULT.relative_to(ROOT)}")
 
