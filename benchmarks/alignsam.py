@@ -4,11 +4,12 @@
     python benchmarks/alignsam.py --datasets WBC --seeds 0    a part of it
     python benchmarks/alignsam.py --no-train                  take what is trained, leave out the rest
 
-Rows, on held-out images, the first four with each branch of the module: the full agent (`agents/configs/
+Rows, on held-out images, the first five with each branch of the module: the full agent (`agents/configs/
 alignsam_gain.yml`, fewer steps); without RL (random cells, labelled by the full agent's module); one step (the cells
 that the full agent likes best at first, labelled and decoded at once); the module alone (its own mask of the image, no
-SAM), the control that the paper lacks; without recalibration (an agent of the same recipe that labels its clicks
-itself); AlignSAM as published (`agents/configs/alignsam.yml`, fewer steps); and, to see what could be had, oracle
+SAM), the control that the paper lacks. Then without recalibration, read in two ways, since the paper does not say who
+labels then: the full agent's clicks, all foreground; and an agent of the same recipe that labels its clicks itself.
+Further AlignSAM as published (`agents/configs/alignsam.yml`, fewer steps), and, to see what could be had, oracle
 clicks. Differences are to the full agent with the branch that did better on validation, as the paper takes the better
 branch for each of its data sets.
 Columns: IoU after T clicks. Every episode has 20 clicks, T is where it is looked at; an agent that stops keeps its
@@ -43,7 +44,7 @@ from sam_gym.metrics import bootstrap_runs
 from sam_gym.prompters import Prompter, RandomPrompter, oracle_clicks
 from sam_gym.sam.prompts import PromptBatch
 from sam_gym.sb3 import ModelPrompter, load_model
-from sam_gym.semantics.recalibration import BRANCHES
+from sam_gym.semantics.recalibration import BRANCHES, RecalibrationModule, RecalibrationSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "agents" / "configs"
@@ -52,7 +53,9 @@ STEPS = (1, 5, 10, 15, 20)
 SHOWN = 15
 """The T of intervals and differences: AlignSAM's."""
 
-FULL, RANDOM, ONE_STEP, ALONE = "full", "without RL", "one step", "the module alone"  # with each branch
+FULL, RANDOM, ONE_STEP, ALONE, FOREGROUND = (  # with each branch
+    "full", "without RL", "one step", "the module alone", "all clicks foreground",
+)  # fmt: skip
 OWN_LABELS, PUBLISHED, ORACLE = "without recalibration", "as published", "oracle clicks"
 
 FEWER: dict[str, Any] = {"n_timesteps": 480, "clone": {"total_timesteps": 640}, "recalibration": {"warm_up": 40}}
@@ -72,12 +75,12 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 """Row -> the recipe it is trained by, and what is changed in it; None takes an entry out."""
 
 SHOWN_ROWS = (
-    *(f"{what}, {branch}" for what in (FULL, RANDOM, ONE_STEP, ALONE) for branch in BRANCHES),
+    *(f"{what}, {branch}" for what in (FULL, RANDOM, ONE_STEP, ALONE, FOREGROUND) for branch in BRANCHES),
     OWN_LABELS, PUBLISHED, ORACLE,
 )  # fmt: skip
 """All rows, in the order of the tables."""
 
-COLOURED = (RANDOM, ONE_STEP, ALONE, OWN_LABELS, PUBLISHED, ORACLE)
+COLOURED = (RANDOM, ONE_STEP, ALONE, FOREGROUND, OWN_LABELS, PUBLISHED, ORACLE)
 """Rows by their colour in the plot; both branches have the same, and the full agent's is black."""
 
 QUOTED = """Published (AlignSAM, Huang et al., CVPR 2024, tables 2 to 5), on other data and another SAM, mIoU in %:
@@ -199,10 +202,24 @@ def rows_of(arguments: Arguments, dataset: str) -> tuple[Rows, dict[str, float]]
                 for control, measure in ((ONE_STEP, one_step), (ALONE, module_alone)):
                     other = f"{control}, {branch}"
                     rows.setdefault(other, []).append(stored(arguments, dataset, other, seed, measure, agent, env))
+                assert env.engine.labeler is not None, "the full agent has a module"
+                env.engine.labeler.use(Everywhere(env.engine.labeler.module.settings))  # the last to use it
+                curve(f"{FOREGROUND}, {branch}", seed, agent, env)
     curve(ORACLE, 0, oracle_clicks, environment(arguments, dataset, None))
     order = sorted(rows, key=lambda name: SHOWN_ROWS.index(name))
     means = {branch: float(np.mean(values)) for branch, values in validation.items()}
     return {name: np.stack(rows[name]) for name in order}, means
+
+
+class Everywhere(RecalibrationModule):
+    """A module that takes every place for foreground."""
+
+    def __init__(self, settings: RecalibrationSettings) -> None:
+        super().__init__(**{**vars(settings), "branch": "implicit"})
+
+    def forward(self, embedding: torch.Tensor, mask: torch.Tensor, similarity: Any = None) -> torch.Tensor:
+        """Logits (N, 2g, 2g), all above 0."""
+        return torch.ones(len(mask), 2 * mask.shape[1], 2 * mask.shape[2], device=mask.device)
 
 
 Measure = Callable[[ModelPrompter, EngineVectorEnv], NDArray[np.float64]]
