@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
+from scipy.spatial import cKDTree
 
 from sam_gym.boxes import box_iou, tight_box
 from sam_gym.envs.box_refine import SideMoves, SideSteps
@@ -172,10 +172,41 @@ def click_scores(engine: PromptEngine, row: int) -> NDArray[np.float32]:
     scores = np.zeros((2, grid.cells), np.float32)
     mask, truth = mask[y0:y1, x0:x1], truth[y0:y1, x0:x1]
     for sign, error in enumerate((truth & ~mask, mask & ~truth)):
-        if error.any():
-            depth = distance_transform_edt(np.pad(error, 1))[1:-1, 1:-1]
-            scores[sign, inside] = depth[line[inside] - y0, column[inside] - x0]
+        scores[sign, inside] = depths(error, line[inside] - y0, column[inside] - x0)
     return scores.ravel()
+
+
+def depths(region: NDArray[np.bool_], rows: NDArray[np.int_], columns: NDArray[np.int_]) -> NDArray[np.float32]:
+    """How far some pixels are from the nearest pixel outside of a region, which ends where the array does.
+
+    The same as a distance transform at these pixels, for a tenth of the work where they are few: the nearest pixel
+    outside has a neighbour inside, so that only such pixels are searched.
+
+    Args:
+        region: (H, W).
+        rows: (n,) of the pixels.
+        columns: (n,) of the pixels.
+
+    Returns:
+        (n,) float32 in pixels, 0 for those outside.
+
+    Example:
+        >>> depths(np.ones((5, 5), bool), np.array([2, 0]), np.array([2, 4]))
+        array([3., 1.], dtype=float32)
+    """
+    found = np.zeros(len(rows), np.float32)
+    asked = np.flatnonzero(region[rows, columns])
+    if len(asked):
+        padded = np.pad(region, 1)
+        beside = np.zeros_like(padded)
+        for axis in (0, 1):
+            ahead, behind = (np.moveaxis(array, axis, 0) for array in (beside, padded))
+            ahead[1:] |= behind[:-1]
+            ahead[:-1] |= behind[1:]
+        outside = np.argwhere(beside & ~padded)
+        places = np.stack([rows[asked], columns[asked]], axis=1) + 1
+        found[asked] = cKDTree(outside, balanced_tree=False, compact_nodes=False).query(places)[0]
+    return found
 
 
 def _cells(engine: PromptEngine) -> Cells:

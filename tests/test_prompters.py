@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from sam_gym.envs import SamPromptVectorEnv
 from sam_gym.evaluation import evaluate
@@ -23,6 +23,7 @@ from sam_gym.prompters import (
     box_only,
     centre,
     click_scores,
+    depths,
     oracle_box,
     oracle_clicks,
     uncertainty,
@@ -247,3 +248,16 @@ def test_order_of_the_baselines_on_real_sections(tiny: dict[str, Any]) -> None:
     }
     assert final["oracle clicks"] > final["box only"] + 0.05
     assert final["box only"] > final["random"] + 0.03
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 3), (40, 61)])
+def test_depths_are_those_of_a_distance_transform(shape: tuple[int, int]) -> None:
+    """To the last bit, for ragged regions and such that fill the array or nothing of it."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.indices(shape).reshape(2, -1)
+    shares = (0.0, 0.3, 0.7, 0.95, 1.0)
+    for share in shares:
+        region = rng.random(shape) < share
+        region[: shape[0] // 2] |= share > 0.5
+        expected = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1].astype(np.float32)
+        assert (depths(region, rows, columns) == expected.ravel()).all()
