@@ -63,7 +63,8 @@ class Training:
         set_random_seed(self.seed)
         reward = {} if arguments.get("reward") is None else {"reward": arguments["reward"]}
         train = self._environment("train", "SameStep", config["n_envs"], **{**train_kwargs(config), **reward})
-        self.val = self._environment("val", "Disabled", self._together("eval_objects"), **evaluation_kwargs(config))
+        seen = {**evaluation_kwargs(config), **reward}
+        self.val = self._environment("val", "Disabled", self._together("eval_objects"), **seen)
         self.recalibrator: Recalibrator | None = None
         if "recalibration" in config:
             self.recalibrator = Recalibrator(train, RecalibratingSettings(**config["recalibration"]), self.seed)
@@ -312,10 +313,11 @@ class Training:
         before = config["clone"]["total_timesteps"] if stage == "ppo" else 0
         self.state["points"].append(
             {"stage": stage, "stage_timesteps": timesteps, "timesteps": before + timesteps, "gain": gain,
-             "final_iou": float(record.curve[-1])}
+             "final_iou": float(record.curve[-1]), "return": float(record.returns.mean())}
         )  # fmt: skip
         self.model.logger.record("validation/iou_gain", gain)
         self.model.logger.record("validation/final_iou", float(record.curve[-1]))
+        self.model.logger.record("validation/return", float(record.returns.mean()))
         self.model.logger.dump(before + timesteps)
         best = self.state["best"]
         # who trains without truths does not choose by them either: then the newest model counts as the best

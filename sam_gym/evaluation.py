@@ -99,6 +99,7 @@ def evaluation_provenance(prompter: Prompter, env: EngineVectorEnv, cases: Seque
         "checkpoint": checkpoint_id(settings.checkpoint),
         "precision": env.engine.backend.precision,
         **settings.rules(),
+        "reward": settings.reward,
         "policy": identity_of(prompter),
     }
 
@@ -187,7 +188,8 @@ def evaluate(
                 decoded = backend.masks_decoded
                 actions = prompter(observations, env)
                 log.share_decodes(current, everyone, backend.masks_decoded - decoded)
-                observations, _, terminated, truncated, _ = env.step(actions)
+                observations, rewards, terminated, truncated, _ = env.step(actions)
+                log.reward(current, rewards)
                 log.note(current, everyone)
                 finished = terminated | truncated
             log.close(current, finished)
@@ -261,13 +263,17 @@ class _Log:
         self._env = env
         self._iou = np.full((cases, env.settings.max_prompts + 1), np.nan)
         self._prompts, self._area = (np.zeros(cases, np.int64) for _ in range(2))
-        self._dice, self._boundary_iou, self._other_decodes = (np.zeros(cases) for _ in range(3))
+        self._dice, self._boundary_iou, self._other_decodes, self._returns = (np.zeros(cases) for _ in range(4))
 
     def note(self, current: NDArray, rows: NDArray[np.bool_]) -> None:
         """Take the IoU of `rows` down; `current` says which case a row works on."""
         counted = rows & (current >= 0)
         engine = self._env.engine
         self._iou[current[counted], engine.episodes.prompts[counted]] = engine.quality.iou[counted]
+
+    def reward(self, current: NDArray, rewards: NDArray[np.float64]) -> None:
+        """Add what a step of all rows was rewarded with."""
+        self._returns[current[current >= 0]] += rewards[current >= 0]
 
     def share_decodes(self, current: NDArray, rows: NDArray[np.bool_], masks: int) -> None:
         """Share out among `rows` what was decoded to begin their episodes, or by the prompter to choose actions."""
@@ -289,5 +295,5 @@ class _Log:
         return {
             "iou": self._iou.round(6), "prompts": self._prompts, "dice": self._dice.round(6),
             "boundary_iou": self._boundary_iou.round(6), "area": self._area,
-            "decodes": (self._prompts + self._other_decodes).round(6),
+            "decodes": (self._prompts + self._other_decodes).round(6), "returns": self._returns.round(6),
         }  # fmt: skip

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from sam_gym.metrics import NEVER, Interval, bootstrap_mean, prompts_to_reach
 
-RECORD_FORMAT = 2
-"""Of stored records. 1 had no `format`, and of each object the IoU curve and the prompts alone."""
+RECORD_FORMAT = 3
+"""Of stored records. 1 had no `format`, and of each object the IoU curve and the prompts alone; 2 had no returns."""
 
-COLUMNS = ("iou", "prompts", "dice", "boundary_iou", "area", "decodes")
+COLUMNS = ("iou", "prompts", "dice", "boundary_iou", "area", "decodes", "returns")
 """What is kept of each object beside its case."""
 
 THRESHOLDS = (0.80, 0.85, 0.90)
@@ -58,6 +58,7 @@ class Record:
         area: (M,) int64 pixels in the last mask.
         decodes: (M,) float64, masks that SAM decoded: one of the cue or the first clicks, one for each prompt, and the
             object's share of those that the prompter asked the backend for while it chose actions for all environments.
+        returns: (M,) float64, sum of the episode's rewards; `provenance` says which reward.
         cases: The M episodes.
         provenance: What `sam_gym.evaluation.evaluation_provenance` says.
         seconds: Wall-clock time of all M episodes, image encoding included where it had not been done before.
@@ -70,6 +71,7 @@ class Record:
     boundary_iou: NDArray[np.float64]
     area: NDArray[np.int64]
     decodes: NDArray[np.float64]
+    returns: NDArray[np.float64]
     cases: list[EpisodeCase]
     provenance: dict[str, Any]
     seconds: float
@@ -131,6 +133,7 @@ class Record:
             "failures": self.failures,
             "mean_prompts": float(self.prompts.mean()),
             "mean_decodes": float(self.decodes.mean()),
+            "mean_return": float(self.returns.mean()),
         }
 
     def summary(self) -> dict[str, Any]:

@@ -90,8 +90,9 @@ def plot_learning(path: Path, points: Sequence[Mapping[str, Any]], records: Sequ
 
     Args:
         path: Where to write.
-        points: {"stage", "timesteps", "gain"} in order of training; timesteps count through all stages. Without any,
-            only the other panel is drawn.
+        points: {"stage", "timesteps", "gain", "return"} in order of training; timesteps count through all stages.
+            The return, the sum of an episode's rewards, is drawn where it is another number than the gain; older points
+            have none. Without any points only the other panel is drawn.
         records: Evaluations on one split.
         title: Over the picture.
     """
@@ -130,6 +131,11 @@ def _plot_training(axis: Any, points: Sequence[Mapping[str, Any]], start: str) -
             axis.plot([p["timesteps"] for p in mine], [p["gain"] for p in mine], "o-", color=colour, label=label)
     axis.axhline(0, color="0.5", linewidth=1)
     axis.set(xlabel="environment steps", ylabel=f"IoU gain over {start}", title="validation split")
+    if any(abs(p.get("return", p["gain"]) - p["gain"]) > 1e-5 for p in points):  # rewarded by something else
+        other = axis.twinx()
+        other.plot([p["timesteps"] for p in points], [p["return"] for p in points], "s--", color="tab:green")
+        other.set_ylabel("return (dashed): sum of the rewards it is trained on", color="tab:green")
+        other.spines["top"].set_visible(False)
     axis.legend(frameon=False)
 
 

@@ -129,7 +129,8 @@ def make_record() -> Callable[..., Record]:
         last, prompts = iou[:, -1], np.full(len(iou), iou.shape[1] - 1)
         values = {
             "name": "some", "iou": iou, "prompts": prompts, "dice": last, "boundary_iou": last,
-            "area": np.full(len(iou), 30), "decodes": prompts + 1.0, "cases": cases, "provenance": {}, "seconds": 1.5,
+            "area": np.full(len(iou), 30), "decodes": prompts + 1.0, "returns": last - iou[:, 0],
+            "cases": cases, "provenance": {}, "seconds": 1.5,
         }  # fmt: skip
         return Record(**{**values, **given})
 

@@ -44,6 +44,11 @@ def test_numbers_are_in_the_results_that_are_named(name: str) -> None:
     assert not untraceable(SECTIONS[name], "\n".join(file.read_text(encoding="utf-8") for file in files))
 
 
+def test_results_that_are_named_are_there() -> None:
+    missing = [name for name in SOURCE.findall(README) if not list(ROOT.glob(name))]
+    assert not missing
+
+
 def test_sections_are_the_ones_meant() -> None:
     assert {"table", "notes", "boxes", "semantics", "speed"} <= SECTIONS.keys()
 

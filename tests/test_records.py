@@ -17,7 +17,7 @@ Make = Callable[..., Record]
 def test_a_summary_by_hand(make_record: Make) -> None:
     record = make_record(
         [[0.5, 0.6], [0.2, 0.6]], prompts=np.array([1, 0]), dice=np.array([0.75, 0.25]),
-        decodes=np.array([2.0, 1.5]), provenance={"split": "val"},
+        decodes=np.array([2.0, 1.5]), returns=np.array([0.25, -0.75]), provenance={"split": "val"},
     )  # fmt: skip
     summary = record.summary()
     assert summary["iou_after_prompts"] == [0.35, 0.6]
@@ -25,6 +25,7 @@ def test_a_summary_by_hand(make_record: Make) -> None:
     assert summary["final_iou"] == summary["final_boundary_iou"] == {"mean": 0.6, "low": 0.6, "high": 0.6}
     assert summary["final_dice"] == {"mean": 0.5, "low": 0.25, "high": 0.75}
     assert (summary["objects"], summary["mean_prompts"], summary["mean_decodes"]) == (2, 0.5, 1.75)
+    assert summary["mean_return"] == -0.25
     assert (summary["name"], summary["seconds"], summary["split"]) == ("some", 1.5, "val")
 
 
@@ -70,11 +71,11 @@ def test_measures_are_computed_again_from_the_objects(make_record: Make) -> None
     assert Record.from_json(stored).measures()["final_iou"]["mean"] == 0.75
 
 
-@pytest.mark.parametrize("found", [1, 3])
+@pytest.mark.parametrize("found", [1, 2, 4])
 def test_other_formats_are_refused(make_record: Make, found: int) -> None:
     stored = make_record([[0.5, 0.6]]).to_json()
     stored["format"] = found
     if found == 1:  # it did not say so
         del stored["format"]
-    with pytest.raises(ValueError, match=f"format {found}, read is 2: evaluate its prompter anew"):
+    with pytest.raises(ValueError, match=f"format {found}, read is 3: evaluate its prompter anew"):
         Record.from_json(stored)
