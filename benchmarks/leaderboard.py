@@ -159,7 +159,7 @@ def compact(content: dict[str, Any]) -> str:
 
 
 def picture(board: Board, env_id: str, device: str) -> None:
-    """Draw four episodes for the gallery, of the first agent or else of the oracle, unless they are drawn already.
+    """Draw four episodes for the gallery, of the first agent or else of the oracle, unless theirs are drawn already.
 
     Images that not everybody may republish are left out: the page is in the repository.
     """
@@ -170,7 +170,7 @@ def picture(board: Board, env_id: str, device: str) -> None:
     shown = next((one for one in there if not one.scripted and board.model_file(one).is_file()), None) or next(
         (one for one in there if one.name == oracle_of(env_id)), None
     )
-    if shown is None or file.is_file():
+    if shown is None or (file.is_file() and picture_of(file) == str(shown)):
         return
     stored = board.read(shown)
     assert stored is not None, "it is there"
@@ -182,6 +182,12 @@ def picture(board: Board, env_id: str, device: str) -> None:
     image.thumbnail((PICTURE_WIDTH, 10 * PICTURE_WIDTH), Image.Resampling.LANCZOS)
     with atomic_path(file) as path:
         image.save(path, "JPEG", quality=72, comment=str(shown).encode())
+
+
+def picture_of(file: Path) -> str:
+    """Whose episodes a picture shows."""
+    with Image.open(file) as image:
+        return str(image.info["comment"].decode())
 
 
 def picture_file(board: Board, env_id: str) -> Path:
@@ -204,7 +210,9 @@ def table(folder: Folder = HERE) -> None:
         raise BoardError("nothing is stored yet: python benchmarks/leaderboard.py run")
     text = markdown(board, tasks)
     (folder.parent / "LEADERBOARD.md").write_text(text, encoding="utf-8")
-    write_page(folder / "leaderboard.html", board, tasks, picture_file)
+    pictures = {env_id: picture_file(board, env_id) for env_id in board.manifest["environments"]}
+    there = {env_id: (file, picture_of(file)) for env_id, file in pictures.items() if file.is_file()}
+    write_page(folder / "leaderboard.html", board, tasks, there)
     for task, standings in tasks.items():
         print(f"\n{task}: IQM over datasets of (IoU - random) / (oracle - random)")
         for name, (datasets, score) in over_datasets(standings).items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,15 @@ AGENT_COLOURS = ("C0", "C8", "C9", "C6")
 
 
 def write_page(
-    path: Path, board: Board, tasks: dict[str, list[Standing]], picture_file: Callable[[Board, str], Path]
+    path: Path, board: Board, tasks: dict[str, list[Standing]], pictures: Mapping[str, tuple[Path, str]]
 ) -> None:
     """Write the page.
 
     Args:
         path: HTML file.
-        board: Where records and pictures are.
+        board: Its manifest is told.
         tasks: Standings of each task.
-        picture_file: Says where the picture of an environment lies; it may be missing.
+        pictures: Environment -> the picture of its episodes, and whose they are.
     """
     manifest = board.manifest
     links = "".join(f'<a href="#{task}">{task}</a>' for task in tasks)
@@ -65,7 +65,7 @@ def write_page(
         parts.append(_table(("entry", "datasets", "score"), overall))
         parts.append(_figure(_bars(standings), "Mean IoU of the last mask, 95 % intervals over objects and seeds."))
         for one in standings:
-            parts.append(_environment(one, picture_file(board, one.env_id)))
+            parts.append(_environment(one, pictures.get(one.env_id)))
         parts.append("</section>")
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     page = (
@@ -77,7 +77,7 @@ def write_page(
         temporary.write_text(page, encoding="utf-8")
 
 
-def _environment(one: Standing, picture: Path) -> str:
+def _environment(one: Standing, picture: tuple[Path, str] | None) -> str:
     objects = next(iter(one.rows.values())).final.shape[1]
     rows = []
     for row in one.rows.values():
@@ -88,13 +88,12 @@ def _environment(one: Standing, picture: Path) -> str:
         _table(HEAD, rows),
         _figure(_curves(one), "Mean IoU after each prompt; an entry that stops keeps its last mask."),
     ]
-    if picture.is_file():
-        data = base64.b64encode(picture.read_bytes()).decode()
+    if picture is not None:
+        file, whose = picture
+        data = base64.b64encode(file.read_bytes()).decode()
         image = f'<img src="data:image/jpeg;base64,{data}" alt="Four episodes of {one.env_id}">'
-        shown = next((row.name for row in one.rows.values() if row.agent), oracle_of(one.env_id))
-        parts.append(
-            _figure(image, f"Four episodes of {_text(shown)}, from a poor one to a good one; a column a prompt.")
-        )
+        caption = f"Four episodes: {_text(whose)}; from a poor one to a good one, a column a prompt."
+        parts.append(_figure(image, caption))
     return "".join(parts)
 
 

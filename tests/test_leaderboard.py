@@ -194,7 +194,10 @@ def test_an_agent_is_added_measured_and_bound_to_its_file(board: Any, commands: 
         commands.add(model, "mine", "A. Name", ENV_ID, seed, board.folder)
     assert board.manifest["agents"] == [{"name": "mine", "by": "A. Name", "seeds": {ENV_ID: [0, 1]}}]
     assert sum("there is no record" in sentence for sentence in board.check()) == 2
+    shown = commands.picture_file(board, ENV_ID)
+    assert commands.picture_of(shown) == f"{ENV_ID}, oracle clicks"
     commands.run(entry=("mine",), device="cpu", folder=board.folder)
+    assert commands.picture_of(shown) == f"{ENV_ID}, mine, seed 0"
     assert board.check() == []
     mine = next(entry for entry in board.entries() if entry.name == "mine")
     assert board.model_file(mine).stat().st_size < model.stat().st_size / 2
