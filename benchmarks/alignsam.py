@@ -3,6 +3,7 @@
     python benchmarks/alignsam.py                             train what is missing (resumes), evaluate, print, store
     python benchmarks/alignsam.py --datasets WBC --seeds 0    a part of it
     python benchmarks/alignsam.py --no-train                  take what is trained, leave out the rest
+    python benchmarks/alignsam.py --stored                    write the Markdown again from the stored result
 
 Rows, on held-out images, the first five with each branch of the module: the full agent (`agents/configs/
 alignsam_gain.yml`, fewer steps); without RL (random cells, labelled by the full agent's module); one step (the cells
@@ -10,8 +11,7 @@ that the full agent likes best at first, labelled and decoded at once); the modu
 SAM), the control that the paper lacks. Then without recalibration, read in two ways, since the paper does not say who
 labels then: the full agent's clicks, all foreground; and an agent of the same recipe that labels its clicks itself.
 Further AlignSAM as published (`agents/configs/alignsam.yml`, fewer steps), and, to see what could be had, oracle
-clicks. Differences are to the full agent with the branch that did better on validation, as the paper takes the better
-branch for each of its data sets.
+clicks. Differences are told for both branches; the paper takes the better one for each of its data sets.
 Columns: IoU after T clicks. Every episode has 20 clicks, T is where it is looked at; an agent that stops keeps its
 mask. Each training is agents/train_ppo.py under runs/alignsam/.
 """
@@ -105,6 +105,8 @@ class Arguments:
     """So many held-out images at most of each dataset, evenly spread."""
     scale: float = 1.0
     """Share of the steps of each training, for trials; run them in a folder of their own."""
+    stored: bool = False
+    """Only write the Markdown again from the stored result."""
     checkpoint: str = "mobile_sam"
     """SAM weights: a name or a file."""
     result: Path = RESULT
@@ -311,23 +313,29 @@ def markdown(dataset: str, rows: Rows, validation: dict[str, float]) -> str:
         f"## {dataset}: {images} held-out images, {seeds} seeds\n\nMean IoU after T clicks; intervals by bootstrap "
         f"over images and seeds.\n\n{report.markdown([['', *head], ['---', *['---:'] * len(head)], *body])}"
     )
-    if not validation:
-        return text
-    branch = max(validation, key=lambda name: validation[name])
-    full = rows[f"{FULL}, {branch}"]
-    differences = []
-    for name, values in rows.items():
-        if values is full or (name.endswith(BRANCHES) and not name.startswith(FULL) and not name.endswith(branch)):
-            continue
-        i = bootstrap_runs(full[..., at] - values[..., at])
-        verdict = "full is better" if i.low > 0 else "full is worse" if i.high < 0 else "not to be told"
-        differences.append([name, f"{i.mean:+.3f}", f"{i.low:+.3f} to {i.high:+.3f}", verdict])
-    means = ", ".join(f"{name} {mean:.3f}" for name, mean in validation.items())
-    compared = report.markdown([["full - ", "IoU", "95 % interval", ""], ["---", "---:", "---:", "---"], *differences])
-    return (
-        f"{text}\nThe branch that did better on validation ({means}) is the {branch} one: full agent with it less the "
-        f"others, at T = {SHOWN}, on the same images.\n\n{compared}"
-    )
+    for branch in (name for name in BRANCHES if f"{FULL}, {name}" in rows):
+        full = rows[f"{FULL}, {branch}"]
+        differences = []
+        for name, values in rows.items():
+            if name == f"{FULL}, {branch}" or name.endswith(BRANCHES) and not name.endswith(branch):
+                continue
+            i = bootstrap_runs(full[..., at] - values[..., at])
+            verdict = "full is better" if i.low > 0 else "full is worse" if i.high < 0 else "not to be told"
+            apart = bootstrap_runs(full[..., at]).low > bootstrap_runs(values[..., at]).high
+            differences.append(
+                [name, f"{i.mean:+.3f}", f"{i.low:+.3f} to {i.high:+.3f}", verdict, "yes" if apart else ""]
+            )
+        head = [[f"full, {branch} -", "IoU", "95 % interval", "", "above, intervals apart"], ["---", *["---:"] * 4]]
+        text += (
+            f"\nThe {branch} branch (mean IoU on validation {validation[branch]:.3f}): the full agent less the others "
+            f"at T = {SHOWN}, on the same images.\n\n{report.markdown([*head, *differences])}"
+        )
+    return text
+
+
+def words(tables: dict[str, tuple[Rows, dict[str, float]]]) -> str:
+    """All tables, and the published numbers."""
+    return "\n".join([*(markdown(dataset, *table) for dataset, table in tables.items()), QUOTED])
 
 
 def plot(path: Path, tables: dict[str, Rows]) -> None:
@@ -356,13 +364,21 @@ def plot(path: Path, tables: dict[str, Rows]) -> None:
 def main() -> None:
     """Train, evaluate, store, print."""
     arguments = tyro.cli(Arguments, description=__doc__)
+    if arguments.stored:
+        content = json.loads(arguments.result.read_text(encoding="utf-8"))
+        known = {
+            dataset: ({name: np.array(values) for name, values in rows.items()}, content["validation"][dataset])
+            for dataset, rows in content["iou"].items()
+        }
+        arguments.result.with_suffix(".md").write_text(words(known), encoding="utf-8")
+        return
     os.chdir(ROOT)  # modules are named from here
     try:
         tables = {dataset: rows_of(arguments, dataset) for dataset in arguments.datasets}
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from there")
     where_from = report.provenance()  # before anything is written, or the commit would count as changed
-    text = "\n".join([*(markdown(dataset, *table) for dataset, table in tables.items()), QUOTED])
+    text = words(tables)
     print(text)
     result = arguments.result
     result.parent.mkdir(parents=True, exist_ok=True)
