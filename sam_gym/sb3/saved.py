@@ -77,7 +77,7 @@ class SavedAgent:
         """Write the model compressed, and without the optimizer's state, which only further training needs."""
         fresh, whole = copy.copy(self.model), io.BytesIO()
         fresh.policy = copy.deepcopy(self.model.policy)
-        optimizer = fresh.policy.optimizer
+        optimizer: Any = fresh.policy.optimizer  # whichever class it is, it takes parameters and a rate
         fresh.policy.optimizer = type(optimizer)(fresh.policy.parameters(), lr=optimizer.param_groups[0]["lr"])
         fresh.save(whole)
         with atomic_path(file) as path, zipfile.ZipFile(whole) as source:
