@@ -41,7 +41,6 @@ from sam_gym.evaluation import (
     select_cases,
 )
 from sam_gym.fetching import atomic_path
-from sam_gym.metrics import Interval
 from sam_gym.prompters import Prompter, baselines
 from sam_gym.records import Record
 
@@ -202,7 +201,7 @@ def table(folder: Folder = HERE) -> None:
         folder: Of the board; LEADERBOARD.md lies beside it.
     """
     from page import write_page
-    from standings import by_task, over_datasets, standing
+    from standings import bracketed, by_task, over_datasets, standing
 
     board = Board(folder)
     tasks = by_task([standing(board, env_id) for env_id in board.manifest["environments"]])
@@ -216,13 +215,13 @@ def table(folder: Folder = HERE) -> None:
     for task, standings in tasks.items():
         print(f"\n{task}: IQM over datasets of (IoU - random) / (oracle - random)")
         for name, (datasets, score) in over_datasets(standings).items():
-            print(f"  {name:24} {score.mean:6.3f} [{score.low:6.3f}, {score.high:6.3f}]  {datasets} datasets")
+            print(f"  {name:24} {bracketed(score):24} {datasets} dataset{'s' * (datasets > 1)}")
     print(f"\nwritten: LEADERBOARD.md, {folder.name}/leaderboard.html")
 
 
 def markdown(board: Board, tasks: dict[str, list[Any]]) -> str:
     """LEADERBOARD.md."""
-    from standings import HEAD, cells, over_datasets
+    from standings import HEAD, bracketed, cells, over_datasets
 
     def linked(row: Any) -> str:
         files = [board.relative(board.record_file(entry)) for entry in row.entries]
@@ -258,11 +257,6 @@ def markdown(board: Board, tasks: dict[str, list[Any]]) -> str:
                                  f"{bracketed(difference)}; better on an object with probability "
                                  f"{bracketed(better)}.\n")  # fmt: skip
     return "".join(parts)
-
-
-def bracketed(interval: Interval) -> str:
-    """Mean and interval as text."""
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def check(folder: Folder = HERE) -> None:

@@ -17,10 +17,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from board import HERE, RANDOM, Board, oracle_of, task_of
-from standings import HEAD, Standing, cells, over_datasets
+from standings import HEAD, Standing, bracketed, cells, over_datasets
 
 from sam_gym.fetching import atomic_path
-from sam_gym.metrics import Interval
 
 COLOURS = {
     "box only": "0.55",
@@ -59,7 +58,7 @@ def write_page(
         parts.append(f'<section><h2 id="{task}">{task}</h2>')
         parts.append("<p>Over datasets: interquartile mean of scores, 95 % interval by stratified bootstrap.</p>")
         overall = [
-            ("", [_cell(name), _cell(str(count), count), _cell(_bracketed(score), score.mean)])
+            ("", [_cell(name), _cell(str(count), count), _cell(bracketed(score), score.mean)])
             for name, (count, score) in over_datasets(standings).items()
         ]
         parts.append(_table(("entry", "datasets", "score"), overall))
@@ -168,10 +167,6 @@ def _svg(figure: Any, axis: Any) -> str:
     plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
-
-
-def _bracketed(score: Interval) -> str:
-    return f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]"
 
 
 def _text(text: str) -> str:

@@ -164,6 +164,16 @@ def by_task(standings: list[Standing]) -> dict[str, list[Standing]]:
     return found
 
 
+def fixed(value: float, decimals: int = 3) -> str:
+    """A number with so many decimals, and no minus before zero."""
+    return f"{round(float(value), decimals) + 0.0:.{decimals}f}"
+
+
+def bracketed(interval: Interval) -> str:
+    """Mean and interval as text."""
+    return f"{fixed(interval.mean)} [{fixed(interval.low)}, {fixed(interval.high)}]"
+
+
 HEAD = (
     "entry", "seeds", "IoU@0", "IoU", "95 % interval", "score", "closed", "Dice", "Boundary IoU",
     *(f"NoC@{k:.0%}".rstrip("%") for k in THRESHOLDS), "failures", "prompts", "decodes",
@@ -181,7 +191,7 @@ def cells(one: Standing, row: Row) -> list[str]:
     closed = one.closed(row)
     return [
         row.name, str(len(row.records)), f"{row.curve[0]:.3f}", f"{iou.mean:.3f}", f"{iou.low:.3f} to {iou.high:.3f}",
-        f"{one.normalised(row).mean():.2f}" if one.complete else "", "" if closed is None else f"{closed:.0%}",
+        fixed(one.normalised(row).mean(), 2) if one.complete else "", "" if closed is None else f"{closed:.0%}",
         f"{row.mean('dice'):.3f}", f"{row.mean('boundary_iou'):.3f}", *noc, f"{row.failures:.0%}",
         f"{row.mean('prompts'):.1f}", f"{row.mean('decodes'):.1f}",
     ]  # fmt: skip

@@ -265,6 +265,15 @@ def test_the_tables_say_what_the_records_say(board: Any, commands: ModuleType, m
     assert "mine - " in text
 
 
+def test_the_published_board_holds_good_and_its_table_is_made_of_it(commands: ModuleType) -> None:
+    board = commands.Board()
+    assert board.check() == []
+    from standings import by_task, standing
+
+    tasks = by_task([standing(board, env_id) for env_id in board.manifest["environments"]])
+    assert commands.markdown(board, tasks) == (BENCHMARKS.parent / "LEADERBOARD.md").read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def browser() -> str:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
