@@ -302,9 +302,10 @@ def markdown(dataset: str, rows: Rows, validation: dict[str, float]) -> str:
     """The tables of one dataset."""
     at = STEPS.index(SHOWN)
     head = [*(f"T = {steps}" for steps in STEPS), f"95 % interval, T = {SHOWN}"]
+    intervals = {name: bootstrap_runs(values[..., at]) for name, values in rows.items()}
     body = []
     for name, values in rows.items():
-        interval = bootstrap_runs(values[..., at])
+        interval = intervals[name]
         body.append(
             [name, *(f"{v:.3f}" for v in values.mean(axis=(0, 1))), f"{interval.low:.3f} to {interval.high:.3f}"]
         )
@@ -321,7 +322,7 @@ def markdown(dataset: str, rows: Rows, validation: dict[str, float]) -> str:
                 continue
             i = bootstrap_runs(full[..., at] - values[..., at])
             verdict = "full is better" if i.low > 0 else "full is worse" if i.high < 0 else "not to be told"
-            apart = bootstrap_runs(full[..., at]).low > bootstrap_runs(values[..., at]).high
+            apart = intervals[f"{FULL}, {branch}"].low > intervals[name].high
             differences.append(
                 [name, f"{i.mean:+.3f}", f"{i.low:+.3f} to {i.high:+.3f}", verdict, "yes" if apart else ""]
             )

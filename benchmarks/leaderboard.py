@@ -12,12 +12,10 @@ its summary from its objects and compares its hashes with leaderboard_manifest.j
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -334,26 +332,18 @@ def add(
     print(f"{entry} is on the board; now: {follows}")
 
 
-@contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """What can go wrong as a message of one line."""
+def main() -> None:
+    """Parse the command and do it; what can go wrong is a message of one line."""
     from sam_gym.data import DataUnavailableError
     from sam_gym.sam import CheckpointError
 
+    commands = {"run": run, "table": table, "check": check, "add": add}
     try:
-        yield
+        tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
     except (BoardError, DataUnavailableError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from there")
-
-
-def main() -> None:
-    """Parse the command and do it."""
-    with explained():
-        tyro.extras.subcommand_cli_from_dict(
-            {"run": run, "table": table, "check": check, "add": add}, description=__doc__
-        )
 
 
 if __name__ == "__main__":

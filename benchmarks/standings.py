@@ -65,7 +65,7 @@ class Row:
         """Mean of a column of the records, over seeds and objects."""
         return float(np.mean([getattr(record, column) for record in self.records]))
 
-    @property
+    @cached_property
     def iou(self) -> Interval:
         """Mean last IoU; seeds and objects are resampled."""
         return bootstrap_runs(self.final)
