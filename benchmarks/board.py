@@ -105,6 +105,8 @@ class Board:
         "max_objects", "checkpoint" and "precision" hold for all records. "environments": id -> "episodes", the sha256
         of its list, and "data", that of its images and masks. "agents": "name", "by", and "seeds" by environment.
         """
+        if not self.manifest_file.is_file():
+            raise BoardError(f"{self.folder} is no board: it has no {self.manifest_file.name}, see that in benchmarks/")
         return json.loads(self.manifest_file.read_text(encoding="utf-8"))
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:

@@ -182,7 +182,9 @@ def test_run_refuses_other_episodes_than_the_boards(board: Any, commands: Module
         commands.run(device="cpu", folder=board.folder)
 
 
-def test_unknown_names_are_told(board: Any, commands: ModuleType) -> None:
+def test_unknown_names_are_told(board: Any, commands: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(commands.BoardError, match="is no board: it has no leaderboard_manifest.json"):
+        commands.check(tmp_path / "nowhere")
     with pytest.raises(commands.BoardError, match="no entry 'randon' on the board; did you mean 'random'"):
         commands.run(entry=("randon",), folder=board.folder)
     with pytest.raises(commands.BoardError, match="no environment 'x' on the board; there are SamPrompt-DSB-v0"):
