@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ import torch
 import tyro
 import yaml
 from numpy.typing import NDArray
+from trainings import ROOT, finished, from_root
 
 from sam_gym import report
 from sam_gym.envs.base import EngineVectorEnv
@@ -46,7 +46,6 @@ from sam_gym.sam.prompts import PromptBatch
 from sam_gym.sb3 import ModelPrompter, load_model
 from sam_gym.semantics.recalibration import BRANCHES, RecalibrationModule, RecalibrationSettings
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "agents" / "configs"
 RESULT = ROOT / "benchmarks" / "results" / "alignsam.json"
 STEPS = (1, 5, 10, 15, 20)
@@ -134,27 +133,26 @@ def changed(section: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def trained(arguments: Arguments, dataset: str, row: str, seed: int) -> Path | None:
     """The folder of a finished run, None if it is missing and shall not be made."""
     run = arguments.folder / f"{dataset}-{row.replace(', ', '-').replace(' ', '_')}-seed{seed}"
-    if not (run / "record.json").is_file():
-        if not arguments.train:
-            return None
-        file, changes = RECIPES[row]
-        section = yaml.safe_load((CONFIGS / file).read_text(encoding="utf-8"))[env_id(dataset)]
-        config = run.with_suffix(".yml")
-        recipe = changed(section, changes)
-        counts = {"n_timesteps": recipe, "total_timesteps": recipe["clone"], "warm_up": recipe.get("recalibration", {})}
-        for name, part in counts.items():
-            if name in part:
-                part[name] = round(arguments.scale * part[name])
-        with atomic_path(config) as path:
-            path.write_text(yaml.safe_dump({env_id(dataset): recipe}), encoding="utf-8")
-        begun = (run / "state.json").is_file()
-        command = ["--resume", os.path.relpath(run, ROOT)] if begun else [
-            "--env", env_id(dataset), "--config", os.path.relpath(config, ROOT), "--data", "real", "--seed", str(seed),
-            "--run-dir", os.path.relpath(run, ROOT), "--eval-objects", "12", "--evaluations", "2",
-            "--test-objects", "2", "--checkpoint", arguments.checkpoint,
-        ]  # fmt: skip
-        subprocess.run([sys.executable, "agents/train_ppo.py", *command], check=True, cwd=ROOT)
-    return run
+    config = run.with_suffix(".yml")
+    if arguments.train and not (run / "record.json").is_file():
+        write_recipe(config, dataset, row, arguments.scale)
+    how = [
+        "--env", env_id(dataset), "--config", from_root(config), "--data", "real", "--seed", str(seed),
+        "--eval-objects", "12", "--evaluations", "2", "--test-objects", "2", "--checkpoint", arguments.checkpoint,
+    ]  # fmt: skip
+    return run if finished(run, how, arguments.train) else None
+
+
+def write_recipe(config: Path, dataset: str, row: str, scale: float) -> None:
+    """The config of a row: the recipe it is trained by, with its changes, and so many of the steps."""
+    file, changes = RECIPES[row]
+    recipe = changed(yaml.safe_load((CONFIGS / file).read_text(encoding="utf-8"))[env_id(dataset)], changes)
+    counts = {"n_timesteps": recipe, "total_timesteps": recipe["clone"], "warm_up": recipe.get("recalibration", {})}
+    for name, part in counts.items():
+        if name in part:
+            part[name] = round(scale * part[name])
+    with atomic_path(config) as path:
+        path.write_text(yaml.safe_dump({env_id(dataset): recipe}), encoding="utf-8")
 
 
 def environment(arguments: Arguments, dataset: str, run: Path | None) -> EngineVectorEnv:
@@ -164,7 +162,7 @@ def environment(arguments: Arguments, dataset: str, run: Path | None) -> EngineV
         config = json.loads((run / "state.json").read_text(encoding="utf-8"))["config"]
         kwargs = {**config.get("env_kwargs", {}), **config.get("eval_env_kwargs", {})}
         if "recalibration" in config:
-            kwargs["labeler"] = os.path.relpath(run / "model.safetensors", ROOT)
+            kwargs["labeler"] = from_root(run / "model.safetensors")
     kwargs["max_prompts"] = STEPS[-1]
     return make_evaluation_env(
         env_id(dataset), "test", min(16, arguments.max_images or 16), data="real", precision="auto",
@@ -396,7 +394,7 @@ def main() -> None:
         encoding="utf-8",
     )
     plot(result.with_suffix(".png"), {dataset: rows for dataset, (rows, _) in tables.items()})
-    print(f"\nstored in {os.path.relpath(result, ROOT)}, .md and .png")
+    print(f"\nstored in {from_root(result)}, .md and .png")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import tyro
 from numpy.typing import NDArray
+from trainings import ROOT, command, finished, from_root
 
 from sam_gym import report
 from sam_gym.envs.base import EngineVectorEnv
@@ -40,7 +40,6 @@ from sam_gym.records import Record
 from sam_gym.registration import DATASETS
 from sam_gym.sb3 import ModelPrompter, load_model
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 ERRORS = (0.0, 0.1, 0.2, 0.3, 0.4)
 REPEATS = 10
@@ -78,16 +77,6 @@ class Arguments:
     """Tune and train what is missing; else leave those rows out."""
 
 
-def command(*arguments: str) -> None:
-    """Run a script of this repository, from its root."""
-    subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT)
-
-
-def from_root(path: Path) -> str:
-    """A path as records shall hold it: without the folders of this machine."""
-    return os.path.relpath(path, ROOT)
-
-
 def tuned(arguments: Arguments, dataset: str, method: str) -> Path | None:
     """The decoder tuned by a method, None if it is missing and shall not be made."""
     file = arguments.folder / f"{dataset}-{method}.safetensors"
@@ -103,15 +92,11 @@ def tuned(arguments: Arguments, dataset: str, method: str) -> Path | None:
 def trained(arguments: Arguments, dataset: str, seed: int, decoder: Path) -> Path | None:
     """The agent of a seed, None if it is missing and shall not be trained."""
     run = arguments.folder / f"{dataset}-agent-seed{seed}"
-    if not (run / "record.json").is_file():
-        if not arguments.train:
-            return None
-        begun = (run / "state.json").is_file()
-        command("agents/train_ppo.py", *(["--resume", from_root(run)] if begun else [
-            "--env", f"SamBoxRefine-{dataset}-v0", "--checkpoint", from_root(decoder), "--data", "real",
-            "--seed", str(seed), "--run-dir", from_root(run), "--test-objects", "32",
-        ]))  # fmt: skip
-    return run / "model.zip"
+    how = [
+        "--env", f"SamBoxRefine-{dataset}-v0", "--checkpoint", from_root(decoder), "--data", "real",
+        "--seed", str(seed), "--test-objects", "32",
+    ]  # fmt: skip
+    return run / "model.zip" if finished(run, how, arguments.train) else None
 
 
 def environment(dataset: str, checkpoint: str, error: float, action_mode: str) -> EngineVectorEnv:

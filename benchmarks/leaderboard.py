@@ -38,13 +38,15 @@ from sam_gym.evaluation import (
     make_evaluation_env,
     select_cases,
 )
-from sam_gym.fetching import atomic_path
+from sam_gym.fetching import atomic_path, write_json
 from sam_gym.prompters import Prompter, baselines
 from sam_gym.records import Record
 
 NUM_ENVS = 16
 PICTURE_WIDTH = 1200
 """Of the gallery's pictures, in pixels."""
+PACKAGED = HERE.parent / "sam_gym" / "scores.json"
+"""Scores that `sam-gym list` shows."""
 
 
 Folder = Annotated[Path, tyro.conf.arg(name="board", metavar="DIR", help="Folder of the board; there may be others.")]
@@ -195,11 +197,13 @@ def picture_file(board: Board, env_id: str) -> Path:
 def table(folder: Folder = HERE) -> None:
     """Write LEADERBOARD.md and leaderboard.html from what is stored, and print the scores over datasets.
 
+    From this repository's board, also the scores that `sam-gym list` shows.
+
     Args:
         folder: Of the board; LEADERBOARD.md lies beside it.
     """
     from page import write_page
-    from standings import bracketed, by_task, over_datasets, standing
+    from standings import bracketed, by_task, mean_ious, over_datasets, standing
 
     board = Board(folder)
     tasks = by_task([standing(board, env_id) for env_id in board.manifest["environments"]])
@@ -210,6 +214,8 @@ def table(folder: Folder = HERE) -> None:
     pictures = {env_id: picture_file(board, env_id) for env_id in board.manifest["environments"]}
     there = {env_id: (file, picture_of(file)) for env_id, file in pictures.items() if file.is_file()}
     write_page(folder / "leaderboard.html", board, tasks, there)
+    if folder == HERE:
+        write_json(PACKAGED, {one.env_id: mean_ious(one) for standings in tasks.values() for one in standings})
     for task, standings in tasks.items():
         print(f"\n{task}: IQM over datasets of (IoU - random) / (oracle - random)")
         for name, (datasets, score) in over_datasets(standings).items():
@@ -219,7 +225,7 @@ def table(folder: Folder = HERE) -> None:
 
 def markdown(board: Board, tasks: dict[str, list[Any]]) -> str:
     """LEADERBOARD.md."""
-    from standings import HEAD, bracketed, cells, over_datasets
+    from standings import HEAD, SHARES_HEAD, bracketed, cells, over_datasets, shares_closed
 
     def linked(row: Any) -> str:
         files = [board.relative(board.record_file(entry)) for entry in row.entries]
@@ -238,7 +244,12 @@ def markdown(board: Board, tasks: dict[str, list[Any]]) -> str:
         "- failures: last mask empty or worse than the first. decodes: masks that SAM decoded for an object.\n"
     ]
     for task, standings in tasks.items():
-        parts.append(f"\n## {task}\n\nOver datasets: interquartile mean of scores over datasets and seeds, with a 95 % "
+        parts.append(f"\n## {task}\n\n")
+        if any(one.agents for one in standings):
+            aligned = [["---", "---:", "---", *["---:"] * (len(SHARES_HEAD) - 3)]]
+            agents = report.markdown([SHARES_HEAD, *aligned, *shares_closed(standings)])
+            parts.append(f"Agents, and how far they get from the first mask to the oracle:\n\n{agents}\n")
+        parts.append("Over datasets: interquartile mean of scores over datasets and seeds, with a 95 % "
                      "interval by stratified bootstrap.\n\n")  # fmt: skip
         overall = [[name, str(n), bracketed(score)] for name, (n, score) in over_datasets(standings).items()]
         parts.append(report.markdown([["entry", "datasets", "score"], ["---", "---:", "---:"], *overall]))

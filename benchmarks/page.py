@@ -17,7 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from board import HERE, RANDOM, Board, oracle_of, task_of
-from standings import HEAD, Standing, bracketed, cells, over_datasets
+from standings import HEAD, SHARES_HEAD, Standing, bracketed, cells, over_datasets, shares_closed
 
 from sam_gym.fetching import atomic_path
 
@@ -56,6 +56,10 @@ def write_page(
     ]
     for task, standings in tasks.items():
         parts.append(f'<section><h2 id="{task}">{task}</h2>')
+        if any(one.agents for one in standings):
+            parts.append("<p>Agents, and how far they get from the first mask to the oracle:</p>")
+            shares = [("agent", [_cell(text) for text in row]) for row in shares_closed(standings)]
+            parts.append(_table(SHARES_HEAD, shares))
         parts.append("<p>Over datasets: interquartile mean of scores, 95 % interval by stratified bootstrap.</p>")
         overall = [
             ("", [_cell(name), _cell(str(count), count), _cell(bracketed(score), score.mean)])

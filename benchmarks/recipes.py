@@ -12,9 +12,7 @@ IoU curve, so that the table can be computed again from it.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import tyro
+from trainings import ROOT, finished
 
 from sam_gym import report
 from sam_gym.metrics import bootstrap_mean
 from sam_gym.records import Record
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "recipes.json"
 RECIPES = {"both": [], "ppo_alone": ["--clone-steps", "0", "--ppo-steps", "1600", "--evaluations", "2"]}
 """Run name -> arguments of train_ppo.py. PPO alone is the default recipe without its clone: as many steps of PPO."""
@@ -57,18 +55,13 @@ class Arguments:
 def train(folder: Path, recipe: str, seed: int) -> None:
     """Run one training to its end, taking it up where it was."""
     run = folder / f"{recipe}-seed{seed}"
-    begun = (run / "state.json").is_file()
-    from_root = os.path.relpath(run, ROOT)  # a record holds its command, and shall not name folders of this machine
-    arguments = ["--resume", from_root] if begun else [
-        "--data", "real", "--seed", str(seed), "--run-dir", from_root, *RECIPES[recipe]
-    ]  # fmt: skip
     for done in folder.glob("*/record.json"):  # baselines do not depend on the run: evaluate them once
         for name in BASELINES:
             target = run / "evaluations" / f"{name}.json"
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(done.parent / "evaluations" / f"{name}.json", target)
-    subprocess.run([sys.executable, "agents/train_ppo.py", *arguments], check=True, cwd=ROOT)
+    finished(run, ["--data", "real", "--seed", str(seed), *RECIPES[recipe]], train=True)
 
 
 def load(run: Path, entry: str) -> Record:

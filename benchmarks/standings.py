@@ -98,8 +98,9 @@ class Standing:
     @cached_property
     def complete(self) -> bool:
         """Whether random prompts and the oracle, which every score is relative to, are there and not equally good."""
-        ends = [self.rows[name].final.mean() for name in (RANDOM, oracle_of(self.env_id)) if name in self.rows]
-        return len(ends) == 2 and ends[0] < ends[1]
+        if RANDOM not in self.rows or self.oracle is None:
+            return False
+        return bool(self.rows[RANDOM].final.mean() < self.oracle.final.mean())
 
     @property
     def start(self) -> Row | None:
@@ -108,19 +109,34 @@ class Standing:
 
     def normalised(self, row: Row) -> Table:
         """(S, M) on the scale on which random prompts have mean 0 and the oracle has mean 1."""
-        return normalise(row.final, self.rows[RANDOM].final, self.rows[oracle_of(self.env_id)].final)
+        assert self.oracle is not None, "only complete standings have scores"
+        return normalise(row.final, self.rows[RANDOM].final, self.oracle.final)
 
     def closed(self, row: Row) -> float | None:
         """Share of the way from the first mask's IoU to the oracle's that an entry goes."""
-        if self.start is None or not self.complete:
+        if self.start is None or self.oracle is None or not self.complete:
             return None
-        low, high = self.start.final.mean(), self.rows[oracle_of(self.env_id)].final.mean()
+        low, high = self.start.final.mean(), self.oracle.final.mean()
         return float((row.final.mean() - low) / (high - low))
 
+    @property
+    def oracle(self) -> Row | None:
+        """What looks at the truth."""
+        return self.rows.get(oracle_of(self.env_id))
+
+    @property
+    def agents(self) -> list[Row]:
+        """Trained agents and what others have added."""
+        return [row for row in self.rows.values() if row.agent]
+
+    @property
+    def scripted(self) -> list[Row]:
+        """Entries that need no training and look at no truth."""
+        return [row for row in self.rows.values() if not row.agent and row is not self.oracle]
+
     def rival(self) -> Row | None:
-        """The best of the scripted entries that look at no truth."""
-        scripted = [row for row in self.rows.values() if not row.agent and row.name != oracle_of(self.env_id)]
-        return max(scripted, key=lambda row: row.final.mean(), default=None)
+        """The best of the scripted entries."""
+        return max(self.scripted, key=lambda row: row.final.mean(), default=None)
 
     def against_rival(self, row: Row) -> tuple[Interval, Interval] | None:
         """Paired difference to `rival`, and how likely the entry is better than it on an object."""
@@ -162,6 +178,31 @@ def by_task(standings: list[Standing]) -> dict[str, list[Standing]]:
         if one.rows:
             found.setdefault(task_of(one.env_id), []).append(one)
     return found
+
+
+SHARES_HEAD = ("environment", "objects", "", "first mask", "agent", "95 % interval", "oracle", "closed")
+"""Columns of `shares_closed`."""
+
+
+def shares_closed(standings: list[Standing]) -> list[list[str]]:
+    """How far each agent gets in each environment, a row each under `SHARES_HEAD`."""
+    rows = []
+    for one in standings:
+        for row in one.agents:
+            closed = one.closed(row)
+            if closed is not None and one.start is not None and one.oracle is not None:
+                name = f"{row.name}, {len(row.records)} seed{'s' * (len(row.records) > 1)}"
+                rows.append([
+                    one.env_id, str(row.final.shape[1]), name, f"{one.start.iou.mean:.3f}", f"{row.iou.mean:.3f}",
+                    f"{row.iou.low:.3f} to {row.iou.high:.3f}", f"{one.oracle.iou.mean:.3f}", f"{closed:.0%}",
+                ])  # fmt: skip
+    return rows
+
+
+def mean_ious(one: Standing) -> dict[str, dict[str, float]]:
+    """What the package says of an environment: kind of entry -> its name -> mean IoU of the last masks."""
+    kinds = {"scripted": one.scripted, "agents": one.agents, "oracle": [one.oracle] if one.oracle else []}
+    return {kind: {row.name: round(float(row.final.mean()), 4) for row in rows} for kind, rows in kinds.items()}
 
 
 def fixed(value: float, decimals: int = 3) -> str:

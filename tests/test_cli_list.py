@@ -31,6 +31,11 @@ def test_all_ids_with_real_files(run: Run, real_folder: Path) -> None:
     assert status == 0
     assert all(any(line.startswith(f"{env_id} ") for line in out.splitlines()) for env_id in sam_gym.env_ids())
     assert "2045/162/504" in out
+    scores = next(row["scores"] for row in rows if row["id"] == "SamPrompt-WBC-v0")
+    assert scores["scripted"]["random"] < max(scores["scripted"].values()) < scores["oracle"]["oracle clicks"] < 1
+    line = next(line for line in out.splitlines() if line.startswith("SamPrompt-WBC-v0 "))
+    best = [f"{max(values.values()):.3f}"[1:] if values else "-" for values in scores.values()]
+    assert f" {'/'.join(best)} " in line
 
 
 def test_where_nothing_is_there(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,8 +44,8 @@ def test_where_nothing_is_there(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     status, out, _ = run("list")
     assert status == 0
     states = {line.split()[0]: line for line in out.splitlines() if line.startswith("SamPrompt-")}
-    assert "to be fetched, 6.5 MB, else synthetic-em" in " ".join(states["SamPrompt-ISBI-v0"].split())
-    assert "to be fetched, 6.3 MB " in " ".join(states["SamPrompt-WBC-v0"].split())
+    assert "to be fetched, 6.5 MB * " in states["SamPrompt-ISBI-v0"]
+    assert "to be fetched, 6.3 MB   " in states["SamPrompt-WBC-v0"]
     assert "generated" in states["SamPrompt-Synthetic-v0"]
     assert "`sam-gym fetch ID`" in out
     assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ import gymnasium
 import pytest
 from sb3_contrib import MaskablePPO
 
+from sam_gym.commands.listing import read_scores
 from sam_gym.evaluation import episode_list_hash
 from sam_gym.records import Record
 from sam_gym.sam.checkpoints import checkpoint_id
@@ -265,15 +266,25 @@ def test_the_tables_say_what_the_records_say(board: Any, commands: ModuleType, m
     assert "(by A. Name)" in rows["mine"]
     assert " 1.00 | 100% |" in rows["oracle clicks"]
     assert "mine - " in text
+    means = {
+        name: board.read(next(entry for entry in board.entries() if entry.name == name))["record"]["measures"]
+        for name in ("box only", "mine", "oracle clicks")
+    }
+    closed = next(line for line in text.splitlines() if line.startswith(f"| {ENV_ID} |"))
+    first, last, most = (means[name]["final_iou"]["mean"] for name in means)
+    assert [cell.strip() for cell in closed.split("|")][3:6] == ["mine, 1 seed", f"{first:.3f}", f"{last:.3f}"]
+    assert closed.endswith(f"| {most:.3f} | {(last - first) / (most - first):.0%} |")
 
 
 def test_the_published_board_holds_good_and_its_table_is_made_of_it(commands: ModuleType) -> None:
     board = commands.Board()
     assert board.check() == []
-    from standings import by_task, standing
+    from standings import by_task, mean_ious, standing
 
-    tasks = by_task([standing(board, env_id) for env_id in board.manifest["environments"]])
-    assert commands.markdown(board, tasks) == (BENCHMARKS.parent / "LEADERBOARD.md").read_text(encoding="utf-8")
+    standings = [standing(board, env_id) for env_id in board.manifest["environments"]]
+    table = (BENCHMARKS.parent / "LEADERBOARD.md").read_text(encoding="utf-8")
+    assert commands.markdown(board, by_task(standings)) == table
+    assert read_scores() == {one.env_id: mean_ious(one) for one in standings}
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
+from importlib import resources
 from typing import Annotated, Any
 
 import gymnasium
@@ -12,6 +13,9 @@ import tyro
 
 from sam_gym.commands.common import console, say, suggestion
 from sam_gym.registration import CLASSES, TASKS, env_ids
+
+KINDS = ("scripted", "agents", "oracle")
+"""Of entries of the leaderboard: needing neither training nor truth, trained, and looking at the truth."""
 
 
 def list_environments(
@@ -24,8 +28,9 @@ def list_environments(
         sam-gym list
         sam-gym list --json
 
-    Objects are those of the training, validation and test split. Files are looked for by name in $SAM_GYM_DATA and in
-    the cache; nothing is downloaded and nothing read.
+    Objects are those of the training, validation and test split. Scores are the leaderboard's: mean IoU of the last
+    mask on held-out objects. Files are looked for by name in $SAM_GYM_DATA and in the cache; nothing is downloaded and
+    nothing read.
     """
     rows = [describe(env_id) for env_id in env_ids()]
     if as_json:
@@ -37,15 +42,17 @@ def list_environments(
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("id", no_wrap=True)
     table.add_column("objects", justify="right", no_wrap=True)
+    table.add_column("IoU", justify="center", no_wrap=True)
     table.add_column("data", no_wrap=True)
     table.add_column("terms")
     for row in rows:
         objects = "/".join(str(count) for count in row["objects"].values()) if row["objects"] else ""
-        table.add_row(row["id"], objects, _state(row), row["licence"])
+        table.add_row(row["id"], objects, _best(row["scores"]), _state(row), row["licence"])
     console().print(table)
     print("objects: train/val/test; of SamPromptSemantic images, or tiles of them")
+    print("IoU: on held-out objects, of the best scripted prompter/agent/oracle on the leaderboard; -: none there")
     if any(row["state"] == "to be fetched" for row in rows):
-        print("to be fetched: at first use, or by `sam-gym fetch ID`")
+        print("to be fetched: at first use, or by `sam-gym fetch ID`; *: else generated images stand in, and say so")
 
 
 def describe(env_id: str) -> dict[str, Any]:
@@ -66,14 +73,25 @@ def describe(env_id: str) -> dict[str, Any]:
         "stand_in": spec.stand_in,
         "licence": spec.licence,
         "citation": spec.citation,
+        "scores": read_scores().get(env_id, {}),
     }
+
+
+def read_scores() -> dict[str, dict[str, dict[str, float]]]:
+    """Packaged scores, written by `benchmarks/leaderboard.py table`: id -> one of `KINDS` -> entry -> mean IoU."""
+    return json.loads(resources.files("sam_gym").joinpath("scores.json").read_text(encoding="utf-8"))
+
+
+def _best(scores: dict[str, dict[str, float]]) -> str:
+    """The best of each kind, as ".790/-/.928"; nothing where nothing was measured."""
+    best = [max(scores.get(kind, {}).values(), default=None) for kind in KINDS]
+    return "/".join("-" if one is None else f"{one:.3f}".removeprefix("0") for one in best) if scores else ""
 
 
 def _state(row: dict[str, Any]) -> str:
     if row["state"] != "to be fetched":
         return row["state"]
-    otherwise = f", else {row['stand_in']}" if row["stand_in"] else ""
-    return f"to be fetched, {row['megabytes']} MB{otherwise}"
+    return f"to be fetched, {row['megabytes']} MB{' *' if row['stand_in'] else ''}"
 
 
 def fetch(
