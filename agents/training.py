@@ -244,19 +244,26 @@ class Training:
         model = self._load(self.folder / "best.zip")
         if not isinstance(model.policy, BoxPolicy):
             return
-        gains = {}
+        gains, returns = {}, {}
         with progress_bar("choosing when to stop", len(model.policy.stop_choices), "value") as bar:
             for value in model.policy.stop_choices:
                 model.policy.stop_below.fill_(value)
-                gains[value] = self._validate(model).gain.mean
+                record = self._validate(model)
+                gains[value], returns[value] = record.gain.mean, float(record.returns.mean())
                 bar.update()
-        best = max(gains, key=lambda value: gains[value])
+        chosen_by = returns if self._blind else gains
+        best = max(chosen_by, key=lambda value: chosen_by[value])
         model.policy.stop_below.fill_(best)
         self.model = model
         self._save_model("best.zip")
         self.state["best"] = {**self.state["best"], "gain": gains[best], "stop_below": best}
         tqdm.write(f"moves all within {best:g} are not made: validation gain {gains[best]:+.3f}, "
                    f"from {min(gains.values()):+.3f} with another value")  # fmt: skip
+
+    @property
+    def _blind(self) -> bool:
+        """Whether rewards are of no truth: who trains without truths does not choose by them either."""
+        return set(parse_reward(self.train.settings.reward)) == {"clip"}
 
     def _validate(self, model: PPO | MaskablePPO) -> Record:
         objects = self.state["arguments"]["eval_objects"]
@@ -320,9 +327,7 @@ class Training:
         self.model.logger.record("validation/return", float(record.returns.mean()))
         self.model.logger.dump(before + timesteps)
         best = self.state["best"]
-        # who trains without truths does not choose by them either: then the newest model counts as the best
-        blind = set(parse_reward(self.train.settings.reward)) == {"clip"}
-        if best is None or blind or gain > best["gain"]:
+        if best is None or self._blind or gain > best["gain"]:  # blind: the newest model counts as the best
             self._save_model("best.zip")
             self.state["best"] = {"stage": stage, "timesteps": timesteps, "gain": gain}
         self._save_state()

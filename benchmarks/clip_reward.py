@@ -38,7 +38,7 @@ OTHERS = ("random", "centre", "uncertainty", "oracle clicks")
 class Arguments:
     """Train and compare."""
 
-    datasets: tuple[str, ...] = ("WBC", "DSB")
+    datasets: tuple[str, ...] = ("WBCNucleus", "WBC", "DSB")
     """Second parts of the environments' ids."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of each training."""
@@ -109,10 +109,11 @@ def markdown(dataset: str, result: Result) -> str:
             differences.append([name, f"{i.mean:+.3f}", f"{i.low:+.3f} to {i.high:+.3f}", each])
     together = ", ".join(f"{correlation(agent['agreement'][s], agent['iou'][s]):.2f}" for s in range(seeds))
     return (
-        f"## {dataset}: {images} held-out images, {seeds} agents\n\nIntervals by bootstrap over images and seeds. "
-        "agreement: the sum of an episode's rewards, by clip-micro's judgement of the last mask.\n\n"
+        f"## {dataset}: {images} held-out images, {seeds} agent{'s' * (seeds > 1)}\n\n"
+        "Intervals by bootstrap over images and seeds. agreement: the sum of an episode's rewards, by clip-micro's "
+        "judgement of the last mask.\n\n"
         f"{report.markdown(body)}\n{report.markdown(differences)}\n"
-        f"Correlation of agreement and IoU over images, each seed's agent: {together}.\n"
+        f"Correlation of agreement and IoU over the images, each agent: {together}.\n"
     )
 
 
