@@ -204,6 +204,9 @@ def test_an_agent_is_added_measured_and_bound_to_its_file(board: Any, commands: 
     assert board.check() == []
     mine = next(entry for entry in board.entries() if entry.name == "mine")
     assert board.model_file(mine).stat().st_size < model.stat().st_size / 2
+    kept = SavedAgent.load(board.model_file(mine), "cpu").model
+    assert SavedAgent.load(model, "cpu").model._last_obs is not None
+    assert kept._last_obs is None  # parts of images that nobody else may republish
     assert SavedAgent.load(board.model_file(mine), "cpu").identity == SavedAgent.load(model, "cpu").identity
 
     other = SavedAgent.load(model, "cpu")

@@ -74,8 +74,13 @@ class SavedAgent:
         return ModelPrompter(self.model).identity
 
     def save_for_use(self, file: Path) -> None:
-        """Write the model compressed, and without the optimizer's state, which only further training needs."""
+        """Write the model compressed, and without what only further training needs.
+
+        That is the optimizer's state, and the last observations of the training, which hold parts of its images.
+        """
         fresh, whole = copy.copy(self.model), io.BytesIO()
+        for name in ("_last_obs", "_last_original_obs", "_last_episode_starts", "ep_info_buffer", "ep_success_buffer"):
+            setattr(fresh, name, None)
         fresh.policy = copy.deepcopy(self.model.policy)
         optimizer: Any = fresh.policy.optimizer  # whichever class it is, it takes parameters and a rate
         fresh.policy.optimizer = type(optimizer)(fresh.policy.parameters(), lr=optimizer.param_groups[0]["lr"])
