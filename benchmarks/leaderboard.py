@@ -233,11 +233,13 @@ def markdown(board: Board, tasks: dict[str, list[Any]]) -> str:
         return " ".join(links) + ("" if row.by == US else f" (by {row.by})")
 
     manifest = board.manifest
+    every = [row for standings in tasks.values() for one in standings for row in one.rows.values()]
+    minutes = sum(record.seconds for row in every for record in row.records) / 60
     parts = [
         "# Leaderboard\n\nWritten by `python benchmarks/leaderboard.py table` from the records that each entry links "
         f"to (one a seed); `check` says whether they hold good. Held-out split, at most {manifest['max_objects']} "
         f"objects of an environment, the same episodes for all; SAM {manifest['checkpoint']}, {manifest['precision']} "
-        "decoder.\n\n"
+        f"decoder. Evaluating all of it takes {minutes:.0f} minutes, encoding left out, where each record says.\n\n"
         "- IoU@0, IoU: mean IoU of the first and the last mask; the interval resamples objects and seeds.\n"
         "- score: (IoU - random) / (oracle - random). closed: share of the way from the first mask to the oracle.\n"
         "- NoC@k: mean prompts to an IoU of k % of those objects that reach it, and in brackets how many do.\n"

@@ -194,7 +194,7 @@ def shares_closed(standings: list[Standing]) -> list[list[str]]:
                 name = f"{row.name}, {len(row.records)} seed{'s' * (len(row.records) > 1)}"
                 rows.append([
                     one.env_id, str(row.final.shape[1]), name, f"{one.start.iou.mean:.3f}", f"{row.iou.mean:.3f}",
-                    f"{row.iou.low:.3f} to {row.iou.high:.3f}", f"{one.oracle.iou.mean:.3f}", f"{closed:.0%}",
+                    f"{row.iou.low:.3f} to {row.iou.high:.3f}", f"{one.oracle.iou.mean:.3f}", percent(closed),
                 ])  # fmt: skip
     return rows
 
@@ -208,6 +208,11 @@ def mean_ious(one: Standing) -> dict[str, dict[str, float]]:
 def fixed(value: float, decimals: int = 3) -> str:
     """A number with so many decimals, and no minus before zero."""
     return f"{round(float(value), decimals) + 0.0:.{decimals}f}"
+
+
+def percent(share: float) -> str:
+    """A share in whole per cent, and no minus before zero."""
+    return f"{fixed(100 * share, 0)}%"
 
 
 def bracketed(interval: Interval) -> str:
@@ -232,7 +237,7 @@ def cells(one: Standing, row: Row) -> list[str]:
     closed = one.closed(row)
     return [
         row.name, str(len(row.records)), f"{row.curve[0]:.3f}", f"{iou.mean:.3f}", f"{iou.low:.3f} to {iou.high:.3f}",
-        fixed(one.normalised(row).mean(), 2) if one.complete else "", "" if closed is None else f"{closed:.0%}",
+        fixed(one.normalised(row).mean(), 2) if one.complete else "", "" if closed is None else percent(closed),
         f"{row.mean('dice'):.3f}", f"{row.mean('boundary_iou'):.3f}", *noc, f"{row.failures:.0%}",
         f"{row.mean('prompts'):.1f}", f"{row.mean('decodes'):.1f}",
     ]  # fmt: skip

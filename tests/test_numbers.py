@@ -11,15 +11,18 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTION = re.compile(r"<!-- (\w+) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
 SECTIONS = dict(SECTION.findall(README))
-SOURCE = re.compile(r"benchmarks/results/[\w*-]+\.\w+")
+SOURCE = re.compile(r"benchmarks/results/[\w*-]+\.\w+|LEADERBOARD\.md")
 NUMBER = re.compile(r"(?<![\w.-])[+-]?\d*\.\d{2,}(?!\w)")
 
 
 def sources(text: str) -> list[Path]:
-    """The stored results that a text names, and what is stored beside them in words."""
+    """The stored results that a text names, and what is stored beside them in words.
+
+    LEADERBOARD.md counts as one: another test makes it anew from the records.
+    """
     files = [file for name in SOURCE.findall(text) for file in sorted(ROOT.glob(name))]
     beside = [file.with_suffix(".md") for file in files if file.with_suffix(".md").is_file()]
-    return list(dict.fromkeys([*beside, *(file for file in files if file.suffix == ".json")]))
+    return list(dict.fromkeys([*beside, *(file for file in files if file.suffix in (".json", ".md"))]))
 
 
 def number(text: str) -> str:
@@ -50,12 +53,19 @@ def test_results_that_are_named_are_there() -> None:
 
 
 def test_sections_are_the_ones_meant() -> None:
-    assert {"table", "notes", "boxes", "semantics", "speed"} <= SECTIONS.keys()
+    assert {"agents", "table", "notes", "boxes", "semantics", "clip", "speed"} <= SECTIONS.keys()
 
 
 def test_a_number_from_nowhere_is_found() -> None:
     stored = "| agent | 0.687 | +0.080 |"
     assert untraceable("gain +.080 to .69 of .687, with 2.5 prompts", stored) == [".69"]
+
+
+def test_the_first_table_is_the_leaderboards() -> None:
+    rows = [line for line in SECTIONS["agents"].splitlines() if line.startswith("| SamPrompt-")]
+    assert [row.split("-")[1] for row in rows] == ["ISBI", "VNCMitochondria", "WBC", "DSB"]
+    board = (ROOT / "LEADERBOARD.md").read_text(encoding="utf-8").splitlines()
+    assert all(row in board for row in rows)
 
 
 @pytest.mark.parametrize("table", ["recipes", "box_error-ISBI", "box_error-VNCMitochondria"])
