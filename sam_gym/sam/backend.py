@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
-from sam_gym.devices import resolve_device
-from sam_gym.fetching import embeddings_dir
+from sam_gym._utils.devices import resolve_device
+from sam_gym._utils.fetching import embeddings_dir
 from sam_gym.sam.cache import EmbeddingCache, content_key
 from sam_gym.sam.checkpoints import load_sam
-from sam_gym.sam.decoder import BatchedDecoder
+from sam_gym.sam.decoder import BatchedDecoder, Each
 from sam_gym.sam.disk_cache import DiskCache, namespace_of
 from sam_gym.sam.masks import Masks, examine, join, upscale
 from sam_gym.sam.official import OfficialDecoder
@@ -67,7 +67,7 @@ class SamBackend:
         cache_bytes: Memory for embeddings (MobileSAM: 4 MiB an image, 2 MiB in "fast").
         micro_batch: Masks decoded together; default 1 on a CPU, 64 on a GPU.
         disk_cache: Folder in which embeddings are kept for other processes and later runs, below those in memory; None
-            for none. `get_backend`, and so every environment, takes `sam_gym.fetching.embeddings_dir()`.
+            for none. `get_backend`, and so every environment, takes `sam_gym._utils.fetching.embeddings_dir()`.
 
     Attributes:
         disk_cache: The `DiskCache` of this backend's encoder and precision, or None.
@@ -212,12 +212,12 @@ class SamBackend:
         labels, has_mask = (torch.as_tensor(a, device=self.device) for a in (prompts.labels, prompts.has_mask))
 
         @torch.no_grad()  # gradients are switched off per thread
-        def part(start: int) -> Masks:
+        def part(start: int, each: Each = map) -> Masks:
             rows = slice(start, start + self.micro_batch)
             features = batch_features([e.features for e in embeddings[rows]])
             masks = None if prompts.mask_logits is None else prompts.mask_logits[rows]
             logits, quality = self._decoder(
-                features, points[rows], labels[rows], boxes[rows], masks, has_mask[rows], multimask=multimask
+                features, points[rows], labels[rows], boxes[rows], masks, has_mask[rows], multimask=multimask, each=each
             )
             if not statistics and truths is None and not full:
                 return Masks(logits, quality)
@@ -227,8 +227,13 @@ class SamBackend:
             return Masks(logits, quality, measured, kept or None)
 
         starts = range(0, len(prompts), self.micro_batch)
-        use_threads = self.device.type == "cpu" and len(starts) > 1
-        return join(list(_decoder_threads().map(part, starts) if use_threads else map(part, starts)))
+        if self.device.type != "cpu":
+            return join([part(start) for start in starts])
+        threads = torch.get_num_threads()
+        workers = _workers(os.getpid(), threads)
+        if len(starts) > 1 or threads == 1:
+            return join(list(workers.map(part, starts)))
+        return _workers(os.getpid(), 1).submit(part, 0, each=workers.map).result()  # a lone mask: by parts of its cells
 
     def _check(
         self, embeddings: Sequence[ImageEmbedding], prompts: PromptBatch, truths: Sequence[Tensor] | None
@@ -284,7 +289,7 @@ def _shared_backend(
 def get_backend(checkpoint: str = "mobile_sam", device: str = "auto", precision: str = "exact") -> SamBackend:
     """The process's shared backend for a checkpoint, device and precision, loaded at the first call.
 
-    Its embeddings are kept in the folder `sam_gym.fetching.embeddings_dir()`, if there is one.
+    Its embeddings are kept in the folder `sam_gym._utils.fetching.embeddings_dir()`, if there is one.
     """
     resolved = resolve_device(device)
     precision = _resolve_precision(precision, resolved)
@@ -301,12 +306,8 @@ def _resolve_precision(precision: str, device: torch.device) -> str:
     return "fast" if torch.cpu._is_avx512_bf16_supported() else "exact"
 
 
-def _decoder_threads() -> ThreadPoolExecutor:
-    return _threads_of(os.getpid())
-
-
-@lru_cache(maxsize=1)
-def _threads_of(process: int) -> ThreadPoolExecutor:
-    """One decoding thread per core, each with one compute thread; a forked child (another pid) gets its own."""
+@lru_cache(maxsize=4)
+def _workers(process: int, count: int) -> ThreadPoolExecutor:
+    """Decoding threads with one compute thread each; a forked child (another pid) gets its own."""
     # The decoder is many small operations: two masks side by side are quicker than each split over two cores.
-    return ThreadPoolExecutor(torch.get_num_threads(), "sam-decoder", initializer=lambda: torch.set_num_threads(1))
+    return ThreadPoolExecutor(count, "sam-decoder", initializer=lambda: torch.set_num_threads(1))

@@ -4,13 +4,12 @@
 frozen; `checkpoint_id` says exactly which weights made a result; `save_decoder` writes what a tuning changed.
 
 This file neither gets the files of names (`sam_gym.sam.sources`), builds models (`sam_gym.sam.architectures`), reads
-files (`sam_gym.sam.weights_files`) nor puts decoders on (`sam_gym.sam.decoders`), and does not run a model
+files (`sam_gym.sam.weights_files`) nor puts decoders on (`sam_gym.sam.tuned_decoders`), and does not run a model
 (`sam_gym.sam.backend`).
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 import warnings
@@ -20,8 +19,9 @@ import safetensors.torch
 import torch
 from segment_anything.modeling import Sam
 
-from sam_gym.fetching import atomic_path
-from sam_gym.sam import decoders
+from sam_gym._utils.fetching import atomic_path
+from sam_gym._utils.naming import question
+from sam_gym.sam import tuned_decoders
 from sam_gym.sam.architectures import build, build_empty
 from sam_gym.sam.sources import CHECKPOINTS, Checkpoint, file_of
 from sam_gym.sam.weights_files import SUFFIXES, CheckpointError, check_is_file, read_sam, sha256_once
@@ -65,7 +65,7 @@ def load_sam(checkpoint: str | Path = "mobile_sam") -> Sam:
         sam = build_empty(architecture)
         sam.load_state_dict(state)  # copies, into float32
     if decoder is not None:
-        decoders.put_on(sam, decoder)
+        tuned_decoders.put_on(sam, decoder)
     return sam.eval().requires_grad_(False)
 
 
@@ -87,7 +87,7 @@ def checkpoint_id(checkpoint: str | Path = "mobile_sam") -> str:
     base, decoder = _parts(checkpoint)
     if decoder is None:
         return _id_of(base)
-    return f"{_stem(decoder)}-{decoders.combined_digest(_id_of(base), decoder)}"
+    return f"{_stem(decoder)}-{tuned_decoders.combined_digest(_id_of(base), decoder)}"
 
 
 def save_decoder(sam: Sam, path: str | Path, base: str | Path) -> None:
@@ -120,7 +120,7 @@ def save_decoder(sam: Sam, path: str | Path, base: str | Path) -> None:
         )
     try:
         with atomic_path(path) as temporary:
-            decoders.write_decoder(sam, temporary, decoders.Base(name, _id_of(whole)))
+            tuned_decoders.write_decoder(sam, temporary, tuned_decoders.Base(name, _id_of(whole)))
     except OSError as error:
         raise CheckpointError(f"the decoder cannot be saved at {path}: {error}") from error
 
@@ -136,7 +136,7 @@ def _parts(checkpoint: str | Path) -> tuple[Checkpoint | Path, Path | None]:
     if isinstance(found, Checkpoint):
         return found, None
     check_is_file(found)
-    base = decoders.base_of(found)
+    base = tuned_decoders.base_of(found)
     return (found, None) if base is None else (_noted(found, base), found)
 
 
@@ -146,8 +146,7 @@ def _resolve(checkpoint: str | Path) -> Checkpoint | Path:
     path = Path(checkpoint).expanduser()
     if isinstance(checkpoint, Path) or path.suffix in SUFFIXES or len(path.parts) > 1 or path.exists():
         return path
-    matches = difflib.get_close_matches(checkpoint.lower(), CHECKPOINTS)
-    guess = f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+    guess = question(checkpoint, CHECKPOINTS, cutoff=0.6)
     raise CheckpointError(
         f"unknown checkpoint {checkpoint!r}.{guess} Known names: {', '.join(CHECKPOINTS)}. "
         f"The path of a {', '.join(SUFFIXES)} file is fine too."
@@ -177,13 +176,13 @@ def _explicit(checkpoint: str, base: str, file: str) -> tuple[Checkpoint | Path,
         check_is_file(decoder)
     except CheckpointError as error:
         raise CheckpointError(f"there is no file {checkpoint!r}. Read as 'BASE+FILE': {error}") from error
-    noted = decoders.base_of(decoder)
+    noted = tuned_decoders.base_of(decoder)
     if noted and noted.is_other_than(_id_of(found)):
         warnings.warn(f"{decoder} was tuned on {noted.id} and is put on {_id_of(found)}, as asked for", stacklevel=4)
     return found, decoder
 
 
-def _noted(decoder: Path, base: decoders.Base) -> Checkpoint | Path:
+def _noted(decoder: Path, base: tuned_decoders.Base) -> Checkpoint | Path:
     """The base that a decoder was saved with, if it still is what it was."""
     try:
         found = _resolve(base.name)

@@ -19,6 +19,8 @@ This does fewer operations than the stock order and equals it up to rounding. No
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +31,15 @@ from torch import Tensor
 from sam_gym.sam.added_token import added_token
 from sam_gym.sam.prompts import ABSENT
 
-SUM_PARTS = 8
-"""Into how many parts a sum over all image cells is cut, see `_weighted_sum`."""
+PARTS = 4
+"""Into how many parts the image cells are cut on a CPU; they must divide the rows of cells.
+
+Every part is computed by one thread, and sums over parts are added in their order. So a mask is the same to the last
+bit whether one core decodes it or all of them do, on any CPU: no BLAS is ever asked to share a product among threads.
+"""
+
+Each = Callable[..., Iterable[Any]]
+"""`map`, or the same by several threads."""
 
 
 def embed_sparse(encoder: PromptEncoder, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +63,7 @@ def embed_sparse(encoder: PromptEncoder, points: Tensor, labels: Tensor, boxes: 
     corners = torch.nan_to_num(boxes).view(n, 2, 2)
     placed = points.masked_fill(~has_point[..., None], 0.0)  # whatever pads a row, NaN included, reaches nobody
     coordinates = torch.cat([placed, corners], dim=1) + 0.5  # SAM's shift to the pixel centre
-    code = encoder.pe_layer.forward_with_coords(coordinates, encoder.input_image_size)
+    code = _place_code(encoder, coordinates)
     kind = torch.stack([embedding.weight[0] for embedding in encoder.point_embeddings])
     point_tokens = code[:, :p] + kind[labels.clamp(min=0).long()]
     corner_tokens = code[:, p:] + kind[2:4]
@@ -66,6 +75,19 @@ def embed_sparse(encoder: PromptEncoder, points: Tensor, labels: Tensor, boxes: 
         tokens = torch.cat([tokens, added().expand(n, 1, -1)], dim=1)
         exists = F.pad(exists, (0, 1), value=True)
     return tokens, exists
+
+
+def _place_code(encoder: PromptEncoder, places: Tensor) -> Tensor:
+    """SAM's positional code (N, P, C) of places (N, P, 2), x, y in pixels of the model's input frame.
+
+    The stock layer multiplies matrices, and a BLAS may round a product of two terms otherwise for another number of
+    rows. These are sums of two products, element by element, so a place has one code whatever stands beside it.
+    """
+    height, width = encoder.input_image_size
+    x, y = places[..., :1] / width * 2 - 1, places[..., 1:] / height * 2 - 1
+    directions: Tensor = encoder.pe_layer.positional_encoding_gaussian_matrix  # (2, C / 2)
+    angles = 2 * torch.pi * (x * directions[0] + y * directions[1])
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class BatchedDecoder:
@@ -80,11 +102,13 @@ class BatchedDecoder:
     def __init__(self, sam: Sam, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
         self.encoder: PromptEncoder = sam.prompt_encoder
+        self._parts = PARTS if sam.device.type == "cpu" else 1
         self.decoder: MaskDecoder = sam.mask_decoder
         if dtype != torch.float32:
             self.decoder = copy.deepcopy(sam.mask_decoder).to(dtype)
         with torch.no_grad():
-            self._position = self.encoder.get_dense_pe().flatten(2).transpose(1, 2).contiguous().to(dtype)
+            position = self.encoder.get_dense_pe().flatten(2).transpose(1, 2).contiguous().to(dtype)
+        self._positions = position.chunk(self._parts, dim=1)
         first, _, _, second, _ = self.decoder.output_upscaling
         # Rearranged once where the weights are frozen; while they are trained, at every decode
         self._upscalings = None if first.weight.requires_grad else (_as_linear(first), _as_linear(second))
@@ -99,6 +123,7 @@ class BatchedDecoder:
         has_mask: Tensor,
         *,
         multimask: bool = False,
+        each: Each = map,
     ) -> tuple[Tensor, Tensor]:
         """Decode N masks; the arguments are on the model's device, coordinates in the model's input frame.
 
@@ -110,6 +135,7 @@ class BatchedDecoder:
             mask_logits: (N, 4h, 4w) float32 mask prompts, or None.
             has_mask: (N,) bool, whose mask prompt counts.
             multimask: Return SAM's three masks for ambiguous prompts instead of the single one.
+            each: What works on the parts of the image cells; results are the same whatever it is.
 
         Returns:
             Logits (N, K, 4h, 4w) float32 and predicted IoU (N, K) float32, K = 3 if `multimask` else 1.
@@ -123,13 +149,15 @@ class BatchedDecoder:
         absent = None
         if not exists.all():
             absent = F.pad(~exists, (len(output_tokens), 0), value=False)
+        told, dense = _to_cells(features), self._dense(mask_logits, has_mask)
+        denses = [dense] * self._parts if dense.shape[-2] == 1 else dense.chunk(self._parts, dim=1)
         # summed in float32: rounding the sum alone keeps fast masks nearer to the exact ones
-        cells = (_to_cells(features).float() + self._dense(mask_logits, has_mask)).to(self.dtype)
-        queries, cells = self._transform(tokens, cells, absent)
+        summed = each(lambda a, b: (a.float() + b).to(self.dtype), told.chunk(self._parts, dim=1), denses)
+        queries, cells = self._transform(tokens, list(summed), absent, each)
         wanted = range(1, decoder.num_mask_tokens) if multimask else range(1)
         hyper = torch.stack([decoder.output_hypernetworks_mlps[k](queries[:, 1 + k]) for k in wanted], dim=1)
         quality = decoder.iou_prediction_head(queries[:, 0])[:, wanted.start : wanted.stop]
-        return self._upscale(cells, hyper, features.shape[-2:]).float(), quality.float()
+        return self._upscale(cells, hyper, features.shape[-2:], each).float(), quality.float()
 
     def _dense(self, mask_logits: Tensor | None, has_mask: Tensor) -> Tensor:
         """(N, hw, C) or (1, C): the mask prompt's embedding where there is one, else SAM's "no mask" vector."""
@@ -143,8 +171,10 @@ class BatchedDecoder:
         embedded = F.linear(_to_cells(hidden), project.weight.flatten(1), project.bias)
         return embedded if has_mask.all() else torch.where(has_mask[:, None, None], embedded, none)
 
-    def _transform(self, tokens: Tensor, cells: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`TwoWayTransformer.forward`: tokens (N, T, C) and image cells (N, hw, C) exchange what they know."""
+    def _transform(
+        self, tokens: Tensor, cells: list[Tensor], absent: Tensor | None, each: Each
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`TwoWayTransformer.forward`: tokens (N, T, C) and parts of image cells (N, hw/p, C) tell each other."""
         transformer = self.decoder.transformer
         queries = tokens
         for layer in transformer.layers:
@@ -152,25 +182,30 @@ class BatchedDecoder:
                 queries = layer.norm1(_among_tokens(layer.self_attn, queries, queries, absent))
             else:
                 queries = layer.norm1(queries + _among_tokens(layer.self_attn, queries + tokens, queries, absent))
-            placed = cells + self._position
-            attended = _tokens_to_cells(layer.cross_attn_token_to_image, queries + tokens, placed, cells)
+            placed = list(each(torch.add, cells, self._positions))
+            attended = _tokens_to_cells(layer.cross_attn_token_to_image, queries + tokens, placed, cells, each)
             queries = layer.norm2(queries + attended)
             queries = layer.norm3(queries + layer.mlp(queries))
-            told = _cells_to_tokens(layer.cross_attn_image_to_token, placed, queries + tokens, queries, cells, absent)
-            cells = layer.norm4(told)
+            tell = _cells_to_tokens(layer.cross_attn_image_to_token, queries + tokens, queries, absent)
+            cells = list(each(lambda p, c, tell=tell, norm=layer.norm4: norm(tell(p, c)), placed, cells))
         final = transformer.final_attn_token_to_image
-        attended = _tokens_to_cells(final, queries + tokens, cells + self._position, cells)
+        placed = list(each(torch.add, cells, self._positions))
+        attended = _tokens_to_cells(final, queries + tokens, placed, cells, each)
         return transformer.norm_final_attn(queries + attended), cells
 
-    def _upscale(self, cells: Tensor, hyper: Tensor, size: torch.Size) -> Tensor:
-        """Image cells (N, hw, C) -> mask logits (N, K, 4h, 4w) under hyper-network weights (N, K, C/8)."""
-        n, k, (h, w) = len(cells), hyper.shape[1], size
+    def _upscale(self, cells: list[Tensor], hyper: Tensor, size: torch.Size, each: Each) -> Tensor:
+        """Image cells, in parts, -> mask logits (N, K, 4h, 4w) under hyper-network weights (N, K, C/8)."""
+        n, k, (h, w) = len(hyper), hyper.shape[1], size
         first, norm, _, second, _ = self.decoder.output_upscaling
         widen, widen_again = self._upscalings or (_as_linear(first), _as_linear(second))
-        up = F.linear(cells, *widen).view(n, h * w, 4, -1)
-        up = F.gelu(F.layer_norm(up, up.shape[-1:], norm.weight, norm.bias, norm.eps))
-        up = F.gelu(F.linear(up, *widen_again).view(n, h * w * 16, -1))
-        logits = torch.bmm(up, hyper.transpose(1, 2)).view(n, h, w, 2, 2, 2, 2, k)
+
+        def widened(part: Tensor) -> Tensor:
+            up = F.linear(part, *widen).view(n, part.shape[1], 4, -1)
+            up = F.gelu(F.layer_norm(up, up.shape[-1:], norm.weight, norm.bias, norm.eps))
+            up = F.gelu(F.linear(up, *widen_again).view(n, part.shape[1] * 16, -1))
+            return torch.bmm(up, hyper.transpose(1, 2))
+
+        logits = torch.cat(list(each(widened, cells)), dim=1).view(n, h, w, 2, 2, 2, 2, k)
         # (row, column, dy1, dx1, dy2, dx2): each transposed convolution splits a cell into 2 x 2
         return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(n, k, 4 * h, 4 * w)
 
@@ -191,43 +226,42 @@ def _among_tokens(attention: Attention, query_key: Tensor, value: Tensor, absent
     return attention.out_proj(attended.transpose(1, 2).flatten(2))
 
 
-def _tokens_to_cells(attention: Attention, query: Tensor, placed: Tensor, cells: Tensor) -> Tensor:
-    """Cross-attention, tokens (N, T, C) reading cells (N, hw, C); keys come from `placed`, values from `cells`."""
+def _tokens_to_cells(
+    attention: Attention, query: Tensor, placed: list[Tensor], cells: list[Tensor], each: Each
+) -> Tensor:
+    """Cross-attention, tokens (N, T, C) reading parts of cells; keys come from `placed`, values from `cells`."""
     heads = attention.num_heads
     query = _split(attention.q_proj(query), heads)  # N T H d
     key_weight, value_weight = (_split(p.weight.T, heads) for p in (attention.k_proj, attention.v_proj))  # C H d
     probe = torch.einsum("nthd,chd->nthc", query, key_weight) * query.shape[-1] ** -0.5
-    weights = torch.bmm(probe.flatten(1, 2), placed.transpose(1, 2)).softmax(dim=-1)  # N TH hw
-    read = _weighted_sum(weights, cells).unflatten(1, (-1, heads))  # N T H C
+    probe = probe.flatten(1, 2)
+    scores = torch.cat(list(each(lambda part: torch.bmm(probe, part.transpose(1, 2)), placed)), dim=2)
+    weights = scores.softmax(dim=-1).chunk(len(cells), dim=2)  # N TH hw/p
+    read = torch.stack(list(each(torch.bmm, weights, cells))).sum(dim=0).unflatten(1, (-1, heads))  # N T H C
     value = torch.einsum("nthc,chd->nthd", read, value_weight).flatten(2) + attention.v_proj.bias
     return attention.out_proj(value)
 
 
-def _weighted_sum(weights: Tensor, cells: Tensor) -> Tensor:
-    """`weights @ cells`, (N, TH, hw) x (N, hw, C), in parts that are added in a fixed order.
-
-    BLAS splits a long sum among its threads, so that the last bits depend on how many there are; short ones it leaves
-    whole. With this a mask is the same to the last bit whether all cores decode it or one.
-    """
-    weights = weights.unflatten(2, (SUM_PARTS, -1)).transpose(1, 2)
-    return torch.matmul(weights, cells.unflatten(1, (SUM_PARTS, -1))).sum(dim=1)
-
-
 def _cells_to_tokens(
-    attention: Attention, placed: Tensor, key: Tensor, value: Tensor, cells: Tensor, absent: Tensor | None
-) -> Tensor:
-    """Cross-attention, cells reading tokens: `cells` plus what they read, (N, hw, C)."""
+    attention: Attention, key: Tensor, value: Tensor, absent: Tensor | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-attention, cells reading tokens: what makes cells plus what they read of a part, placed and as it is."""
     heads = attention.num_heads
     key, value = _split(attention.k_proj(key), heads), _split(attention.v_proj(value), heads)  # N T H d
     scale = key.shape[-1] ** -0.5
     probe = torch.einsum("nthd,chd->nthc", key, _split(attention.q_proj.weight.T, heads)) * scale
+    probe = probe.flatten(1, 2)
     offset = (key * attention.q_proj.bias.view(heads, -1)).sum(-1) * scale  # N T H
     if absent is not None:
         offset = offset.masked_fill(absent[..., None], -torch.inf)
-    scores = torch.baddbmm(offset.flatten(1)[..., None], probe.flatten(1, 2), placed.transpose(1, 2))  # N TH hw
-    weights = scores.unflatten(1, (-1, heads)).softmax(dim=1).flatten(1, 2)
     told = torch.einsum("nthd,chd->nthc", value, _split(attention.out_proj.weight, heads)).flatten(1, 2)
-    return torch.baddbmm(cells + attention.out_proj.bias, weights.transpose(1, 2), told)
+
+    def tell(placed: Tensor, cells: Tensor) -> Tensor:
+        scores = torch.baddbmm(offset.flatten(1)[..., None], probe, placed.transpose(1, 2))  # N TH hw/p
+        weights = scores.unflatten(1, (-1, heads)).softmax(dim=1).flatten(1, 2)
+        return torch.baddbmm(cells + attention.out_proj.bias, weights.transpose(1, 2), told)
+
+    return tell
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 An entry that is truncated, damaged, or made by another encoder is reported and never used; a disk that cannot be
 written to is reported once and otherwise does no harm. This file does not know when to encode (`SamBackend` does),
-keeps nothing in memory (`sam_gym.sam.cache` does), and never removes an entry (`sam_gym.embedding_folder` does).
+keeps nothing in memory (`sam_gym.sam.cache` does), and never removes an entry (`sam_gym.sam.embedding_folder` does).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from safetensors import safe_open
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from sam_gym.embedding_folder import entry_path
-from sam_gym.fetching import atomic_path
-from sam_gym.naming import first_line
+from sam_gym._utils.fetching import atomic_path
+from sam_gym._utils.naming import first_line
+from sam_gym.sam.embedding_folder import entry_path
 from sam_gym.sam.weights_files import pack_notes, unpack_notes
 
 PREPROCESSING_VERSION = 1

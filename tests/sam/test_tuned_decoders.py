@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from sam_gym.fetching import sha256_of
+from sam_gym._utils.fetching import sha256_of
 from sam_gym.sam import CheckpointError, checkpoint_id, load_sam, save_decoder
 from sam_gym.sam.architectures import build
 
