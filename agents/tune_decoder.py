@@ -81,9 +81,9 @@ def main() -> None:
 
 def tune(arguments: Arguments, out: Path) -> None:
     """Run the steps that are left, save the decoder, print what it gained."""
+    from sam_gym._utils.progress import progress_bar
     from sam_gym.data import load_data
     from sam_gym.evaluation import encode_images
-    from sam_gym.progress import progress_bar
     from sam_gym.sam.backend import get_backend
     from sam_gym.sam.tuning import Tuner, TuningSettings
 
@@ -126,9 +126,9 @@ def report(arguments: Arguments, out: Path) -> None:
     import sam_gym  # noqa: F401  registers the ids
     from sam_gym.evaluation import evaluate, make_evaluation_env
     from sam_gym.prompters import box_only
-    from sam_gym.registration import DATASETS
+    from sam_gym.registration import OBJECTS
 
-    short = next(short for short, name in DATASETS.items() if name == arguments.dataset)
+    short = next(short for short, name in OBJECTS.items() if name == arguments.dataset)
     print(f"mean IoU on the validation split of {arguments.dataset}, size error {arguments.size_error}:")
     for name, checkpoint in (("before", arguments.checkpoint), ("after", str(out))):
         values = []

@@ -5,12 +5,12 @@
     python benchmarks/alignsam.py --no-train                  take what is trained, leave out the rest
     python benchmarks/alignsam.py --stored                    write the Markdown again from the stored result
 
-Rows, on held-out images, the first five with each branch of the module: the full agent (`agents/configs/
-alignsam_gain.yml`, fewer steps); without RL (random cells, labelled by the full agent's module); one step (the cells
+Rows, on held-out images, the first five with each branch of the module: the full agent (the recipe
+alignsam_gain, fewer steps); without RL (random cells, labelled by the full agent's module); one step (the cells
 that the full agent likes best at first, labelled and decoded at once); the module alone (its own mask of the image, no
 SAM), the control that the paper lacks. Then without recalibration, read in two ways, since the paper does not say who
 labels then: the full agent's clicks, all foreground; and an agent of the same recipe that labels its clicks itself.
-Further AlignSAM as published (`agents/configs/alignsam.yml`, fewer steps), and, to see what could be had, oracle
+Further AlignSAM as published (the recipe alignsam, fewer steps), and, to see what could be had, oracle
 clicks. Differences are told for both branches; the paper takes the better one for each of its data sets.
 Columns: IoU after T clicks. Every episode has 20 clicks, T is where it is looked at; an agent that stops keeps its
 mask. Each training is agents/train_ppo.py under runs/alignsam/.
@@ -36,17 +36,24 @@ import yaml
 from numpy.typing import NDArray
 from trainings import ROOT, finished, from_root
 
-from sam_gym import report
+from sam_gym._utils.fetching import atomic_path
 from sam_gym.envs.base import EngineVectorEnv
-from sam_gym.evaluation import encode_images, evaluate_stored, evaluation_provenance, make_evaluation_env, select_cases
-from sam_gym.fetching import atomic_path, write_json
-from sam_gym.metrics import bootstrap_runs
+from sam_gym.evaluation import (
+    encode_images,
+    evaluate_stored,
+    evaluation_provenance,
+    kept,
+    make_evaluation_env,
+    report,
+    select_cases,
+)
+from sam_gym.evaluation.bootstrap import bootstrap_runs
 from sam_gym.prompters import Prompter, RandomPrompter, oracle_clicks
 from sam_gym.sam.prompts import PromptBatch
 from sam_gym.sb3 import ModelPrompter, load_model
 from sam_gym.semantics.recalibration import BRANCHES, RecalibrationModule, RecalibrationSettings
+from sam_gym.training import read_recipe
 
-CONFIGS = ROOT / "agents" / "configs"
 RESULT = ROOT / "benchmarks" / "results" / "alignsam.json"
 STEPS = (1, 5, 10, 15, 20)
 SHOWN = 15
@@ -60,16 +67,25 @@ OWN_LABELS, PUBLISHED, ORACLE = "without recalibration", "as published", "oracle
 FEWER: dict[str, Any] = {"n_timesteps": 480, "clone": {"total_timesteps": 640}, "recalibration": {"warm_up": 40}}
 """Of our recipe, so that all trainings together take a couple of hours on two cores."""
 
+
+def changed(section: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A config section with some entries changed, those of its own sections one by one; None takes one out."""
+    result = dict(section)
+    for name, value in changes.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = {**section.get(name, {}), **value} if isinstance(value, dict) else value
+    return result
+
+
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     **{
-        f"{FULL}, {branch}": (
-            "alignsam_gain.yml",
-            {**FEWER, "recalibration": {**FEWER["recalibration"], "branch": branch}},
-        )
+        f"{FULL}, {branch}": ("alignsam_gain", changed(FEWER, {"recalibration": {"branch": branch}}))
         for branch in BRANCHES
     },
-    OWN_LABELS: ("alignsam_gain.yml", {**FEWER, "recalibration": None}),
-    PUBLISHED: ("alignsam.yml", {"n_timesteps": 2250}),
+    OWN_LABELS: ("alignsam_gain", {**FEWER, "recalibration": None}),
+    PUBLISHED: ("alignsam", {"n_timesteps": 2250}),
 }
 """Row -> the recipe it is trained by, and what is changed in it; None takes an entry out."""
 
@@ -119,17 +135,6 @@ def env_id(dataset: str) -> str:
     return f"SamPromptSemantic-{dataset}-v0"
 
 
-def changed(section: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A config section with some entries changed, those of its own sections one by one; None takes one out."""
-    result = dict(section)
-    for name, value in changes.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = {**section.get(name, {}), **value} if isinstance(value, dict) else value
-    return result
-
-
 def trained(arguments: Arguments, dataset: str, row: str, seed: int) -> Path | None:
     """The folder of a finished run, None if it is missing and shall not be made."""
     run = arguments.folder / f"{dataset}-{row.replace(', ', '-').replace(' ', '_')}-seed{seed}"
@@ -145,8 +150,8 @@ def trained(arguments: Arguments, dataset: str, row: str, seed: int) -> Path | N
 
 def write_recipe(config: Path, dataset: str, row: str, scale: float) -> None:
     """The config of a row: the recipe it is trained by, with its changes, and so many of the steps."""
-    file, changes = RECIPES[row]
-    recipe = changed(yaml.safe_load((CONFIGS / file).read_text(encoding="utf-8"))[env_id(dataset)], changes)
+    name, changes = RECIPES[row]
+    recipe = changed(read_recipe(name, env_id(dataset)), changes)
     counts = {"n_timesteps": recipe, "total_timesteps": recipe["clone"], "warm_up": recipe.get("recalibration", {})}
     for name, part in counts.items():
         if name in part:
@@ -176,15 +181,14 @@ Rows = dict[str, NDArray[np.float64]]
 
 def rows_of(arguments: Arguments, dataset: str) -> tuple[Rows, dict[str, float]]:
     """All rows of a dataset, and the mean IoU that each branch's full agents had on validation."""
-    engine = environment(arguments, dataset, None).engine
-    encode_images(engine.backend, [engine.data])
+    whole = environment(arguments, dataset, None)
+    encode_images(whole.backend, [whole.data])
     rows: dict[str, list[NDArray]] = {}
     validation: dict[str, list[float]] = {}
 
     def curve(name: str, seed: int, prompter: Prompter, env: EngineVectorEnv) -> None:
         file = arguments.folder / "evaluations" / f"{dataset}-{name}-{seed}.json".replace(" ", "_")
-        title = f"{dataset} {name} {seed}"
-        record, _ = evaluate_stored(prompter, title, env, file, max_objects=arguments.max_images)
+        record, _ = evaluate_stored(prompter, f"{dataset} {name} {seed}", env, file, max_objects=arguments.max_images)
         rows.setdefault(name, []).append(record.iou[:, STEPS])
 
     for seed in arguments.seeds:
@@ -202,8 +206,8 @@ def rows_of(arguments: Arguments, dataset: str) -> tuple[Rows, dict[str, float]]
                 for control, measure in ((ONE_STEP, one_step), (ALONE, module_alone)):
                     other = f"{control}, {branch}"
                     rows.setdefault(other, []).append(stored(arguments, dataset, other, seed, measure, agent, env))
-                assert env.engine.labeler is not None, "the full agent has a module"
-                env.engine.labeler.use(Everywhere(env.engine.labeler.module.settings))  # the last to use it
+                assert env.labeler is not None, "the full agent has a module"
+                env.labeler.use(Everywhere(env.labeler.module.settings))  # the last to use it
                 curve(f"{FOREGROUND}, {branch}", seed, agent, env)
     curve(ORACLE, 0, oracle_clicks, environment(arguments, dataset, None))
     order = sorted(rows, key=lambda name: SHOWN_ROWS.index(name))
@@ -237,40 +241,38 @@ def stored(
     """What `measure` finds on each image, (images, len(STEPS)), taken from a file where it is known already."""
     file = arguments.folder / "evaluations" / f"{dataset}-{name}-{seed}.json".replace(" ", "_")
     cases = select_cases(env, arguments.max_images)
-    wanted = json.loads(json.dumps(evaluation_provenance(agent, env, cases)))
-    if file.is_file():
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["provenance"] == wanted:
-            return np.array(content["iou"])
-    values = []
-    for start in range(0, len(cases), env.num_envs):
-        some = cases[start : start + env.num_envs]
-        env.reset(options={"image": [case.image for case in (*some, *[some[-1]] * (env.num_envs - len(some)))]})
-        values.append(measure(agent, env)[: len(some)])
-    iou = np.concatenate(values).round(6)
-    write_json(file, {"provenance": wanted, "iou": iou.tolist()})
-    return iou
+    provenance = evaluation_provenance(agent, env, cases)
+
+    def make() -> dict[str, Any]:
+        values = []
+        for start in range(0, len(cases), env.num_envs):
+            some = cases[start : start + env.num_envs]
+            env.reset(options={"image": [case.image for case in (*some, *[some[-1]] * (env.num_envs - len(some)))]})
+            values.append(measure(agent, env)[: len(some)])
+        return {"provenance": provenance, "iou": np.concatenate(values).round(6).tolist()}
+
+    return np.array(kept(file, provenance, make)[0]["iou"])
 
 
 def one_step(agent: ModelPrompter, env: EngineVectorEnv) -> NDArray[np.float64]:
     """(N, len(STEPS)): the T likeliest cells of the first state, labelled there, and decoded together."""
-    engine, policy = env.engine, agent.model.policy  # type: ignore[union-attr]
-    actions: Any = engine.actions
-    assert engine.labeler is not None, "the full agent has a module"
-    seen, _ = policy.obs_to_tensor(engine.observations())
+    policy = agent.model.policy  # type: ignore[union-attr]
+    actions: Any = env.actions
+    assert env.labeler is not None, "the full agent has a module"
+    seen, _ = policy.obs_to_tensor(env.observations())
     with torch.no_grad():
         likely = policy.get_distribution(seen, env.action_masks()).distribution.probs[:, : actions.cells]
     order = likely.argsort(dim=1, descending=True, stable=True).cpu().numpy()
     rows = np.arange(env.num_envs)
-    labels = engine.labeler.labels(rows, np.tile(actions.centres, (env.num_envs, 1, 1)))
-    inside = actions.inside(engine.episodes)
-    backend = engine.backend
-    embeddings = [backend.encode([engine.data.image(int(i))])[0] for i in engine.episodes.image]
-    truths = [torch.as_tensor(engine.truth(int(row)), device=backend.device) for row in rows]
+    labels = env.labeler.labels(rows, np.tile(actions.centres, (env.num_envs, 1, 1)))
+    inside = actions.inside(env.episodes)
+    backend = env.backend
+    embeddings = [backend.encode([env.data.image(int(i))])[0] for i in env.episodes.image]
+    truths = [torch.as_tensor(env.truth(int(row)), device=backend.device) for row in rows]
     iou = []
     for clicks in STEPS:
         chosen = [[cell for cell in order[row] if inside[row, cell]][:clicks] for row in rows]
-        views = engine.episodes.view
+        views = env.episodes.view
         points = [views[row, :2] + actions.centres[cells] * views[row, 2] - 0.5 for row, cells in enumerate(chosen)]
         batch = PromptBatch.from_lists(points=points, labels=[labels[row, cells] for row, cells in enumerate(chosen)])
         decoded = backend.decode(embeddings, batch, truths=truths)
@@ -281,12 +283,11 @@ def one_step(agent: ModelPrompter, env: EngineVectorEnv) -> NDArray[np.float64]:
 
 def module_alone(agent: ModelPrompter, env: EngineVectorEnv) -> NDArray[np.float64]:
     """(N, len(STEPS)): the module's foreground before any click, at the image's full size; the same for every T."""
-    engine = env.engine
-    assert engine.labeler is not None, "the full agent has a module"
+    assert env.labeler is not None, "the full agent has a module"
     rows = np.arange(env.num_envs)
     iou = []
-    for row, logits in zip(rows, engine.labeler.logits(rows), strict=True):
-        truth, view = engine.truth(int(row)), engine.episodes.view[row]
+    for row, logits in zip(rows, env.labeler.logits(rows), strict=True):
+        truth, view = env.truth(int(row)), env.episodes.view[row]
         y, x = (np.arange(length) + 0.5 for length in truth.shape)
         shares = np.stack(np.broadcast_arrays((x - view[0]) / view[2], ((y - view[1]) / view[2])[:, None]), axis=-1)
         where = torch.as_tensor(2 * shares[None] - 1, dtype=torch.float32, device=logits.device)
@@ -319,7 +320,7 @@ def markdown(dataset: str, rows: Rows, validation: dict[str, float]) -> str:
             if name == f"{FULL}, {branch}" or name.endswith(BRANCHES) and not name.endswith(branch):
                 continue
             i = bootstrap_runs(full[..., at] - values[..., at])
-            verdict = "full is better" if i.low > 0 else "full is worse" if i.high < 0 else "not to be told"
+            verdict = "full is better" if i.low > 0 else "full is worse" if i.high < 0 else "no clear difference"
             apart = intervals[f"{FULL}, {branch}"].low > intervals[name].high
             differences.append(
                 [name, f"{i.mean:+.3f}", f"{i.low:+.3f} to {i.high:+.3f}", verdict, "yes" if apart else ""]
@@ -387,12 +388,10 @@ def main() -> None:
         for dataset, (rows, _) in tables.items()
     }
     validation = {dataset: means for dataset, (_, means) in tables.items()}
-    recipes = {name: {"config": file, "changes": changes} for name, (file, changes) in RECIPES.items()}
+    recipes = {row: {"config": name, "changes": changes} for row, (name, changes) in RECIPES.items()}
     how = {"steps": STEPS, "recipes": recipes, "scale": arguments.scale, "checkpoint": arguments.checkpoint}
-    result.write_text(
-        json.dumps({**where_from, **how, "validation": validation, "iou": content}, separators=(",", ":")) + "\n",
-        encoding="utf-8",
-    )
+    everything = {**where_from, **how, "validation": validation, "iou": content}
+    result.write_text(json.dumps(everything, separators=(",", ":")) + "\n", encoding="utf-8")
     plot(result.with_suffix(".png"), {dataset: rows for dataset, (rows, _) in tables.items()})
     print(f"\nstored in {from_root(result)}, .md and .png")
 

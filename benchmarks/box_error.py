@@ -4,12 +4,12 @@
     python benchmarks/box_error.py --datasets ISBI      one dataset only; each has results of its own
     python benchmarks/box_error.py --no-train           take what is tuned and trained, evaluate the rest
 
-Rows, all on MobileSAM: SAM as it is, and with iterative inference (K), without any training; its mask decoder tuned;
-the decoder and SAM's own prompt embeddings tuned; prompt tuning (P: the decoder and an added token); P + K; an agent
-that moves the box's sides and looks at P's masks, three seeds; and P with the tight box. Columns: the error of the size
-of the first box, 0 to 40 %, isotropic (`sam_gym.boxes.missized_box`), its direction fixed for each object. Everything
-is on the held-out sections. Each tuning is agents/tune_decoder.py, each training agents/train_ppo.py, under
-runs/box_error/.
+Rows, all on MobileSAM: SAM as it is; the iterated box alone, which prompts SAM with the rectangle around its own mask,
+again and again, without any training; the tuned mask decoder, alone, with SAM's own prompt embeddings tuned too, and
+with an added token; that last one with the iterated box; with an agent that moves the box's sides and looks at its
+masks, three seeds; and with the tight box. Columns: the error of the size of the first box, 0 to 40 %, isotropic
+(`sam_gym._utils.boxes.missized_box`), its direction fixed for each object. Everything is on the held-out sections. Each
+tuning is agents/tune_decoder.py, each training agents/train_ppo.py, under runs/box_error/.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ import tyro
 from numpy.typing import NDArray
 from trainings import ROOT, command, finished, from_root
 
-from sam_gym import report
+from sam_gym._utils.fetching import atomic_path
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.box_refine import OUTWARD
-from sam_gym.evaluation import encode_images, evaluate_stored, make_evaluation_env, select_cases
-from sam_gym.fetching import atomic_path
-from sam_gym.metrics import Interval, bootstrap_mean
+from sam_gym.evaluation import encode_images, evaluate_stored, make_evaluation_env, report, select_cases
+from sam_gym.evaluation.bootstrap import Interval, bootstrap_mean
+from sam_gym.evaluation.records import Record
 from sam_gym.prompters import IterativeBox, Prompter, box_only, tight_boxes
-from sam_gym.records import Record
-from sam_gym.registration import DATASETS
+from sam_gym.registration import OBJECTS
 from sam_gym.sb3 import ModelPrompter, load_model
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -59,6 +58,24 @@ ROWS = ("SAM", "K alone", *PUBLISHED)
 """Rows that are the same for all seeds, in order."""
 
 PUBLISHED_REPEATS = (1, 1.01, 1.05, 2.13, 3.16)
+
+AGENT = "P + agent"
+SHOWN = {
+    "K alone": "iterated box alone",
+    "SAM, decoder tuned": "tuned decoder",
+    "+ own embeddings": "tuned decoder, own embeddings",
+    "P": "tuned decoder + token",
+    "P + K": "tuned decoder + token, iterated box",
+    "P, tight box": "tuned decoder + token, tight box",
+}
+"""Name of a row in stored results and in files of runs -> its name in tables and pictures."""
+
+
+def shown(name: str) -> str:
+    """Name of a row in tables and pictures."""
+    if name.startswith(AGENT):
+        return f"{SHOWN['P']}, agent{name.removeprefix(AGENT)}"
+    return SHOWN.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,7 @@ def tuned(arguments: Arguments, dataset: str, method: str) -> Path | None:
         if not arguments.train:
             return None
         steps = ["--steps", str(STEPS[dataset])] if dataset in STEPS else []
-        command("agents/tune_decoder.py", "--dataset", DATASETS[dataset], "--method", method, "--data", "real",
+        command("agents/tune_decoder.py", "--dataset", OBJECTS[dataset], "--method", method, "--data", "real",
                 "--out", from_root(file), *steps)  # fmt: skip
     return file
 
@@ -122,8 +139,8 @@ def measure(
 
 def rows_of(arguments: Arguments, dataset: str) -> dict[str, list[Record]]:
     """All rows of a dataset's table, name -> a record for each error."""
-    engine = environment(dataset, "mobile_sam", 0.0, "continuous").engine
-    encode_images(engine.backend, [engine.data])
+    whole = environment(dataset, "mobile_sam", 0.0, "continuous")
+    encode_images(whole.backend, [whole.data])
     rows: dict[str, list[Record]] = {}
 
     def add(name: str, checkpoint: str, prompter: Prompter = box_only, action_mode: str = "discrete") -> None:
@@ -140,7 +157,7 @@ def rows_of(arguments: Arguments, dataset: str) -> dict[str, list[Record]]:
             if file := trained(arguments, dataset, seed, decoder):
                 space = environment(dataset, from_root(decoder), 0.0, "continuous").single_action_space
                 agent = ModelPrompter(load_model(file, space))
-                add(f"P + agent, seed {seed}", from_root(decoder), agent, "continuous")
+                add(f"{AGENT}, seed {seed}", from_root(decoder), agent, "continuous")
         rows["P, tight box"] = [rows["P"][0]] * len(ERRORS)
     return rows
 
@@ -153,18 +170,18 @@ def final(records: list[Record]) -> NDArray[np.float64]:
 def comparisons(rows: dict[str, list[Record]]) -> dict[str, list[Interval]]:
     """Paired differences on the same objects, for each error."""
     values = {name: final(records) for name, records in rows.items()}
-    agents = [value for name, value in values.items() if name.startswith("P + agent")]
+    agents = [value for name, value in values.items() if name.startswith(AGENT)]
     if agents:
-        values["P + agent, mean of seeds"] = np.mean(agents, axis=0)
+        values[f"{AGENT}, mean of seeds"] = np.mean(agents, axis=0)
     pairs = [
         ("P", "SAM, decoder tuned"),
         ("+ own embeddings", "SAM, decoder tuned"),
         ("K alone", "SAM"),
         ("P + K", "P"),
     ]
-    pairs += [(name, "P + K") for name in values if name.startswith("P + agent")]
+    pairs += [(name, "P + K") for name in values if name.startswith(AGENT)]
     return {
-        f"{a} - {b}": [bootstrap_mean(differences) for differences in values[a] - values[b]]
+        f"{shown(a)} - {shown(b)}": [bootstrap_mean(differences) for differences in values[a] - values[b]]
         for a, b in pairs
         if a in values and b in values
     }
@@ -175,18 +192,19 @@ def markdown(dataset: str, rows: dict[str, list[Record]], compared: dict[str, li
     objects = len(rows["SAM"][0].iou)
     head = ["", *(f"{error:.0%}" for error in ERRORS)]
     rule = ["---", *["---:"] * len(ERRORS)]
-    body = [[name, *(f"{value:.3f}" for value in final(records).mean(axis=1))] for name, records in rows.items()]
+    body = [[shown(name), *(f"{value:.3f}" for value in final(records).mean(axis=1))] for name, records in rows.items()]
     if dataset == "ISBI":
         body += [
-            [f"*published: {name}*", *(f"*{value:.3f}*" for value in values)] for name, values in PUBLISHED.items()
+            [f"*published: {shown(name)}*", *(f"*{value:.3f}*" for value in values)]
+            for name, values in PUBLISHED.items()
         ]
     repeats = [
-        [name, *(f"{record.prompts.mean():.2f}" for record in records)]
+        [shown(name), *(f"{record.prompts.mean():.2f}" for record in records)]
         for name, records in rows.items()
         if records[0].provenance["max_prompts"] and any(record.prompts.any() for record in records)
     ]
     if dataset == "ISBI":
-        repeats.append(["*published: P + K*", *(f"*{value:.2f}*" for value in PUBLISHED_REPEATS)])
+        repeats.append([f"*published: {shown('P + K')}*", *(f"*{value:.2f}*" for value in PUBLISHED_REPEATS)])
     differences = [
         [name, *(f"{i.mean:+.3f} [{i.low:+.3f}, {i.high:+.3f}]" for i in intervals)]
         for name, intervals in compared.items()
@@ -194,7 +212,7 @@ def markdown(dataset: str, rows: dict[str, list[Record]], compared: dict[str, li
     return (
         f"## {dataset}: {objects} held-out objects\n\nMean IoU by error of the first box's size.\n\n"
         f"{report.markdown([head, rule, *body])}\n"
-        "Mean number of repeats (K) or of boxes given (agent); decodes are one more.\n\n"
+        "Mean number of repeats (iterated box) or of boxes given (agent). SAM decodes one mask more.\n\n"
         f"{report.markdown([head, rule, *repeats])}\n"
         "Differences on the same objects, 95 % paired bootstrap intervals.\n\n"
         f"{report.markdown([head, rule, *differences])}"
@@ -204,12 +222,12 @@ def markdown(dataset: str, rows: dict[str, list[Record]], compared: dict[str, li
 def why(arguments: Arguments, dataset: str, rows: dict[str, list[Record]]) -> str:
     """A short ablation of iterative inference: where it gains or loses, and where the masks' sides lie.
 
-    K goes on from the mask's bounding rectangle, so it can only gain where that lies nearer to the object's than the
-    first box did, and it loses where masks fall short of their boxes everywhere.
+    The iterated box goes on from the rectangle around the mask. So it can only gain where that rectangle lies nearer to
+    the object's than the first box did, and it loses where masks fall short of their boxes everywhere.
     """
     if "P + K" not in rows:
         return ""
-    data = environment(dataset, "mobile_sam", 0.0, "discrete").engine.data
+    data = environment(dataset, "mobile_sam", 0.0, "discrete").data
     cases = rows["P"][0].cases
     area = np.array([data.objects.area[data.find(case.image, case.object_id)] for case in cases])
     thirds = np.array_split(np.argsort(area, kind="stable"), 3)
@@ -233,29 +251,30 @@ def why(arguments: Arguments, dataset: str, rows: dict[str, list[Record]]) -> st
                 if chosen.any():
                     box, mask = moves[chosen].mean(axis=0)
                     reach.append(
-                        [f"{name}, {error:.0%}, {label}", f"{box:+.3f}", f"{mask:+.3f}", str(int(chosen.sum()))]
+                        [f"{shown(name)}, {error:.0%}, {label}", f"{box:+.3f}", f"{mask:+.3f}", str(int(chosen.sum()))]
                     )
     head = ["", *(f"{error:.0%}" for error in ERRORS)]
     return (
-        "Where K gains: P + K - P by the object's area, thirds of the objects.\n\n"
+        "Where the iterated box gains: with it less without it, on the tuned decoder + token, by the object's area, "
+        "thirds of the objects.\n\n"
         f"{report.markdown([head, ['---', *['---:'] * len(ERRORS)], *by_size])}\n"
         "Why: mean place of the first box's sides, and of the sides of its mask's bounding rectangle, outward from the "
-        "tight box's, as a share of its extent. K gains where the mask's are nearer to 0.\n\n"
+        "tight box's, as a share of its extent. The iterated box gains where the mask's are nearer to 0.\n\n"
         + report.markdown([["first box", "box", "mask", "objects"], ["---", *["---:"] * 3], *reach])
     )
 
 
 def mask_sides(env: EngineVectorEnv, max_objects: int) -> NDArray[np.float64]:
     """(objects, 2): how far the sides of the first box, and of its mask, lie outside the tight box's, on average."""
-    cases, engine, n = select_cases(env, max_objects), env.engine, env.num_envs
+    cases, n = select_cases(env, max_objects), env.num_envs
     places = []
     for start in range(0, len(cases), n):
         chunk = (cases[start : start + n] + [cases[-1]] * n)[:n]
         env.reset(options={"image": [c.image for c in chunk], "object": [c.object_id for c in chunk],
                            "cue": np.array([c.cue for c in chunk])})  # fmt: skip
-        tight = tight_boxes(engine)
+        tight = tight_boxes(env)
         extent = np.tile(tight[:, 2:] - tight[:, :2], 2) * OUTWARD
-        boxes = np.stack([engine.episodes.box, engine.episodes.mask_box], axis=1)
+        boxes = np.stack([env.episodes.box, env.episodes.mask_box], axis=1)
         places.append(((boxes - tight[:, None]) / extent[:, None]).mean(axis=2)[: len(cases) - start])
     return np.nan_to_num(np.concatenate(places), nan=-0.5)  # an empty mask has its sides in the middle
 
@@ -270,8 +289,8 @@ def plot(path: Path, dataset: str, rows: dict[str, list[Record]]) -> None:
     figure, axis = plt.subplots(figsize=(7.6, 4.4), layout="constrained")
     percent = [100 * error for error in ERRORS]
     for name, records in rows.items():
-        agent = name.startswith("P + agent")
-        label = None if agent and not name.endswith("seed 0") else name.replace(", seed 0", " (each seed)")
+        agent = name.startswith(AGENT)
+        label = None if agent and not name.endswith("seed 0") else shown(name).replace(", seed 0", " (each seed)")
         style: dict[str, Any] = {"color": "black", "linewidth": 1.6} if agent else {"linewidth": 1.3}
         if name in ROWS:  # the same colour for each dataset, whichever rows there are
             style["color"] = f"C{ROWS.index(name)}"
@@ -279,7 +298,7 @@ def plot(path: Path, dataset: str, rows: dict[str, list[Record]]) -> None:
             style = {"color": "0.6", "linestyle": ":"}
         axis.plot(percent, final(records).mean(axis=1), marker="o", markersize=3, label=label, **style)
     if dataset == "ISBI":
-        axis.plot(percent, PUBLISHED["P + K"], "--", color="0.5", linewidth=1, label="published: P + K")
+        axis.plot(percent, PUBLISHED["P + K"], "--", color="0.5", linewidth=1, label=f"published: {shown('P + K')}")
     title = f"{dataset}, {len(rows['SAM'][0].iou)} objects"
     axis.set(xlabel="error of the first box's size, %", ylabel="mean IoU", title=title)
     axis.spines[["top", "right"]].set_visible(False)

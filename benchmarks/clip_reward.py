@@ -4,7 +4,7 @@
     python benchmarks/clip_reward.py --datasets WBC      a part of it
     python benchmarks/clip_reward.py --no-train          take what is trained, leave out the rest
 
-Each training is agents/train_ppo.py with agents/configs/clip.yml, under runs/clip_reward/: PPO from scratch on the gain
+Each training is agents/train_ppo.py with the recipe clip, under runs/clip_reward/: PPO from scratch on the gain
 in agreement, its last model. No oracle and no truth is in it; the IoU beside it is measured, and chooses nothing. Rows,
 on held-out images: the agents, their first masks, and the prompters that train_ppo.py compares an agent with.
 """
@@ -22,11 +22,10 @@ import tyro
 from numpy.typing import NDArray
 from trainings import ROOT, finished, from_root
 
-from sam_gym import report
-from sam_gym.evaluation import record_file
-from sam_gym.fetching import atomic_path
-from sam_gym.metrics import bootstrap_runs
-from sam_gym.records import Record
+from sam_gym._utils.fetching import atomic_path
+from sam_gym.evaluation import record_file, report
+from sam_gym.evaluation.bootstrap import bootstrap_runs
+from sam_gym.evaluation.records import Record
 
 RESULT = ROOT / "benchmarks" / "results" / "clip_reward.json"
 AGENT, FIRST = "agent", "its first mask"
@@ -66,7 +65,7 @@ def measured(arguments: Arguments, dataset: str) -> Result | None:
     for seed in arguments.seeds:
         run = arguments.folder / f"{dataset}-seed{seed}"
         how = [
-            "--env", f"SamPromptSemantic-{dataset}-v0", "--config", "agents/configs/clip.yml", "--data", "real",
+            "--env", f"SamPromptSemantic-{dataset}-v0", "--config", "clip", "--data", "real",
             "--seed", str(seed), "--evaluations", "6",
         ]  # fmt: skip
         if not finished(run, how, arguments.train):

@@ -14,7 +14,7 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from sam_gym.boxes import noisy_box
+from sam_gym._utils.boxes import noisy_box
 from sam_gym.data import SegmentationData
 from sam_gym.envs.episode import GridActions, view_of
 from sam_gym.sam import ImageEmbedding

@@ -22,9 +22,9 @@ import numpy as np
 import tyro
 from trainings import ROOT, finished
 
-from sam_gym import report
-from sam_gym.metrics import bootstrap_mean
-from sam_gym.records import Record
+from sam_gym.evaluation import report
+from sam_gym.evaluation.bootstrap import bootstrap_mean
+from sam_gym.evaluation.records import Record
 
 RESULT = ROOT / "benchmarks" / "results" / "recipes.json"
 RECIPES = {"both": [], "ppo_alone": ["--clone-steps", "0", "--ppo-steps", "1600", "--evaluations", "2"]}

@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from throughput import quartiles, take_turns
 
-from sam_gym import report
-from sam_gym.boxes import tight_box
+from sam_gym._utils.boxes import tight_box
+from sam_gym._utils.fetching import atomic_path, embeddings_dir, sha256_of, write_json
+from sam_gym._utils.progress import progress_bar
 from sam_gym.data import load_data
 from sam_gym.data.smears import generate_smear
 from sam_gym.data.synthetic import generate
-from sam_gym.fetching import atomic_path, embeddings_dir, sha256_of, write_json
-from sam_gym.metrics import bootstrap_mean
-from sam_gym.progress import progress_bar
+from sam_gym.evaluation import report
+from sam_gym.evaluation.bootstrap import bootstrap_mean
 from sam_gym.sam import PromptBatch, SamBackend
 from sam_gym.semantics.captions import EDGE, rivals
 from sam_gym.semantics.models import MICRO, MICRO_FOLDER, load_clip

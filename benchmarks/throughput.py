@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -34,15 +34,14 @@ from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer
 from segment_anything import SamPredictor
 
 import sam_gym  # noqa: F401  (registers the environments)
-from sam_gym import report
-from sam_gym.boxes import noisy_box
+from sam_gym._utils.boxes import noisy_box
+from sam_gym._utils.fetching import embeddings_dir, write_json
+from sam_gym._utils.progress import progress_bar
 from sam_gym.data import SegmentationData, load_data
 from sam_gym.envs import observations, references
 from sam_gym.envs.episode import GridActions
-from sam_gym.envs.sights import Clicks
-from sam_gym.evaluation import encode_images
-from sam_gym.fetching import embeddings_dir, write_json
-from sam_gym.progress import progress_bar
+from sam_gym.envs.shown_prompts import ShownClicks
+from sam_gym.evaluation import encode_images, report
 from sam_gym.sam import ImageEmbedding, PromptBatch, SamBackend, checkpoint_id, load_sam
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -57,8 +56,8 @@ FLOPS_PER_PROMPT = 3.6e9
 class Arguments:
     """Measure the backend and the environments beside loops over SamPredictor."""
 
-    sections: tuple[str, ...] = ()
-    """Which: one, batch, env, overhead, memory, growth, gpu. Default all."""
+    sections: tuple[Literal["one", "batch", "env", "overhead", "memory", "fidelity", "growth", "gpu"], ...] = ()
+    """Which; default all."""
     checkpoint: str = "mobile_sam"
     """SAM weights: a name or a file."""
     repeats: int = 9
@@ -215,7 +214,7 @@ def vector_env(bench: Bench, n: int, precision: str, **more: Any) -> Any:
         "SamPrompt-ISBI-v0", num_envs=n, vectorization_mode="vector_entry_point", autoreset_mode="SameStep",
         data=bench.arguments.data, checkpoint=bench.arguments.checkpoint, device="cpu", precision=precision, **more,
     )  # fmt: skip
-    encode_images(env.engine.backend, [env.engine.data])
+    encode_images(env.backend, [env.data])
     return env
 
 
@@ -251,7 +250,7 @@ def overhead(bench: Bench) -> Iterable[Row]:
     n = 16
     for precision, observation in (("exact", "full"), ("fast", "full"), ("fast", "reference")):
         env = vector_env(bench, n, precision, observation=observation)
-        backend = env.engine.backend
+        backend = env.backend
         env.reset(seed=0)
         rng = np.random.default_rng(0)
         whole, decoder = Timed(backend.decode), Timed(backend._decoder)
@@ -291,9 +290,9 @@ def overhead(bench: Bench) -> Iterable[Row]:
 def memory(bench: Bench) -> Iterable[Row]:
     """The rollout buffer of PPO with 16 environments x 128 steps, action masks included."""
     grid, prompts = 16, 5
-    sight = Clicks()
-    full = observations.observation_space(bench.exact.embedding_channels, grid, len(sight.channels), len(sight.numbers))
-    seen = {"full": full, "reference": references.observation_space(sight, prompts)}
+    shown = ShownClicks()
+    full = observations.observation_space(bench.exact.embedding_channels, grid, len(shown.channels), len(shown.numbers))
+    seen = {"full": full, "reference": references.observation_space(shown, prompts)}
     for name, space in seen.items():
         buffer = MaskableDictRolloutBuffer(128, space, GridActions(grid).space, device="cpu", n_envs=16)
         arrays = [*buffer.observations.values(), *(a for a in vars(buffer).values() if isinstance(a, np.ndarray))]
@@ -379,25 +378,21 @@ SECTIONS: dict[str, Callable[[Bench], Iterable[Row]]] = {
 def main() -> None:
     """Measure, print, store."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    if unknown := set(arguments.sections) - set(SECTIONS):
-        raise SystemExit(f"error: unknown sections {sorted(unknown)}; there are {', '.join(SECTIONS)}")
     bench = Bench(arguments)
     file = RESULTS / f"throughput-{Path(arguments.checkpoint).stem}.json"
     stored: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     about = {**report.provenance(), "checkpoint": checkpoint_id(arguments.checkpoint), "source": bench.data.source,
              "threads": torch.get_num_threads(), "repeats": arguments.repeats}  # fmt: skip
     for name in arguments.sections or SECTIONS:
-        rows = list(SECTIONS[name](bench))
-        stored[name] = {"about": about, "rows": [vars(row) for row in rows]}
+        stored[name] = {"about": about, "rows": [vars(row) for row in SECTIONS[name](bench)]}
         stored = {each: stored[each] for each in SECTIONS if each in stored}
         write_json(file, stored)  # what is measured stays, whatever happens to the next section
-    rows = [Row(**row) for section in stored.values() for row in section["rows"]]
+    rows = [Row(**row).cells() for section in stored.values() for row in section["rows"]]
     table = Table(*HEAD, title=f"{arguments.checkpoint}, {about['threads']} CPU threads, {bench.data.source}")
     for row in rows:
-        table.add_row(*row.cells())
+        table.add_row(*row)
     Console(width=None if os.isatty(1) else 160).print(table)
-    lines = report.markdown([HEAD, ["---"] * len(HEAD), *(row.cells() for row in rows)])
-    file.with_suffix(".md").write_text(lines, encoding="utf-8")
+    file.with_suffix(".md").write_text(report.markdown([HEAD, ["---"] * len(HEAD), *rows]), encoding="utf-8")
     print(f"stored in {file.parent.name}/{file.name}")
 
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tyro
 
-from sam_gym.commands import cache
+from sam_gym.commands import cache, leaderboard
 from sam_gym.commands.common import say
 from sam_gym.commands.encode import encode
 from sam_gym.commands.evaluate import evaluate
 from sam_gym.commands.listing import fetch, list_environments
 from sam_gym.commands.render import render
 from sam_gym.commands.segment import segment
+from sam_gym.commands.train import train
 
 DESCRIPTION = """Environments in which a frozen SAM is the world; and masks for images of your own.
 
@@ -27,6 +28,8 @@ DESCRIPTION = """Environments in which a frozen SAM is the world; and masks for 
     sam-gym encode SamPrompt-ISBI-v0                 embed a dataset's images, or those of a folder
     sam-gym evaluate SamPrompt-ISBI-v0               measure prompters and trained agents
     sam-gym render SamPrompt-ISBI-v0 --out film.gif  look at an episode
+    sam-gym train --env SamPrompt-WBC-v0             train an agent
+    sam-gym leaderboard table                        the standings; also run, check, add
     sam-gym segment --images DIR --boxes FILE --out DIR
                                                      segment images of your own
     sam-gym cache info                               the embeddings that are kept: info, verify, prune
@@ -41,18 +44,31 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "encode": encode,
     "evaluate": evaluate,
     "render": render,
+    "train": train,
     "segment": segment,
 }
 
+GROUPS = {
+    "leaderboard": (leaderboard.COMMANDS, "Standings of prompters and agents: run, table, check, add."),
+    "cache": (cache.COMMANDS, "Look after the embedding cache: info, verify, prune."),
+}
+"""Commands that have commands of their own, and a line about them."""
+
 
 def _app(arguments: Sequence[str]) -> tyro.extras.SubcommandApp:
+    app = _group(COMMANDS, arguments)
+    for name, (commands, line) in GROUPS.items():
+        app.command(_group(commands, arguments[1:]), name=name, help=line)
+    return app
+
+
+def _group(commands: Mapping[str, Callable[..., None]], arguments: Sequence[str]) -> tyro.extras.SubcommandApp:
     app = tyro.extras.SubcommandApp()
-    listing = not arguments or arguments[0] not in COMMANDS
-    for name, command in COMMANDS.items():
+    listing = not arguments or arguments[0] not in commands
+    for name, command in commands.items():
         # tyro has one text for the list of commands and a command's own --help: a line there, all of it here.
         first_line = str(command.__doc__).splitlines()[0]
         app.command(name=name, help=first_line if listing else None)(command)
-    app.command(cache.app, name="cache", help="Look after the embedding cache: info, verify, prune.")
     return app
 
 
@@ -67,6 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _app(arguments).cli(prog="sam-gym", description=DESCRIPTION, args=arguments)
         except (ValueError, RuntimeError, OSError) as error:
             sys.exit(f"error: {error}")
-        except KeyboardInterrupt:
-            say("stopped")
+        except KeyboardInterrupt as stopped:
+            say(str(stopped) or "stopped")
             sys.exit(130)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import gymnasium
 
-DATASETS = {
+OBJECTS = {
     "ISBI": "isbi2012",
     "VNCCells": "vnc-cells",
     "VNCMitochondria": "vnc-mitochondria",
@@ -65,8 +65,8 @@ def _task(name: str, version: int, classes: str, datasets: Mapping[str, str], se
 
 
 TASKS = (
-    _task("SamPrompt", 0, "prompt:SamPrompt", DATASETS),
-    _task("SamBoxRefine", 0, "box_refine:SamBoxRefine", DATASETS),
+    _task("SamPrompt", 0, "prompt:SamPrompt", OBJECTS),
+    _task("SamBoxRefine", 0, "box_refine:SamBoxRefine", OBJECTS),
     _task("SamPromptSemantic", 0, "semantic:SamPromptSemantic", CLASSES, {}),
 )
 
@@ -102,7 +102,7 @@ def env_ids() -> list[str]:
 def register_envs() -> None:
     """Make every id known to Gymnasium; calling it again changes nothing."""
     for task in TASKS:
-        folder = FOLDER if task.datasets is DATASETS else {}  # nobody says which class a folder shows
+        folder = FOLDER if task.datasets is OBJECTS else {}  # nobody says which class a folder shows
         for short, dataset in {**task.datasets, **folder}.items():
             name = task.env_id(short)
             if name not in gymnasium.registry:

@@ -1,29 +1,30 @@
-"""`sam-gym cache`: look after the embedding cache. The work is done by `sam_gym.embedding_folder`."""
+"""`sam-gym cache`: look after the embedding cache. The work is done by `sam_gym.sam.embedding_folder`."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from sam_gym import embedding_folder
+from sam_gym._utils.fetching import cache_dir
+from sam_gym._utils.progress import progress_bar
 from sam_gym.commands.common import MIB, console, embedding_root, say
-from sam_gym.fetching import cache_dir
-from sam_gym.progress import progress_bar
+
+if TYPE_CHECKING:
+    from sam_gym.sam import embedding_folder
 
 GIB, DAY = 2**30, 86_400
 
-app = tyro.extras.SubcommandApp()
 
-
-@app.command
 def info() -> None:
     """Show what the cache holds and where it lies."""
     from rich import box
     from rich.table import Table
+
+    from sam_gym.sam import embedding_folder
 
     root = embedding_root()
     namespaces: dict[str, list[embedding_folder.CacheFile]] = {}
@@ -47,16 +48,17 @@ def info() -> None:
         print(f"{name:<12} {size:>9.1f} MiB   {folder}")
 
 
-@app.command
 def verify(delete: bool = False) -> None:
     """Check every entry to the last bit; exit status 1 if one is damaged or does not belong where it lies.
 
     Args:
         delete: Remove such entries. (A run that meets one encodes its image anew and replaces it, so nothing has to.)
     """
+    from sam_gym.sam import embedding_folder
+    from sam_gym.sam.disk_cache import EntryError, read_entry
+
     root = embedding_root()
     entries = embedding_folder.entries(root)
-    from sam_gym.sam.disk_cache import EntryError, read_entry
 
     bad = 0
     with progress_bar("verify", len(entries), "entry") as bar:
@@ -77,7 +79,6 @@ def verify(delete: bool = False) -> None:
         sys.exit(1)
 
 
-@app.command
 def prune(
     max_gib: Annotated[float | None, tyro.conf.arg(metavar="GIB")] = None,
     unused_days: Annotated[float | None, tyro.conf.arg(metavar="DAYS")] = None,
@@ -92,6 +93,8 @@ def prune(
     for option, value in (("--max-gib", max_gib), ("--unused-days", unused_days)):
         if value is not None and not value >= 0:
             raise ValueError(f"{option} must be at least 0, got {value}")
+    from sam_gym.sam import embedding_folder
+
     stale, removed = embedding_folder.prune(
         root,
         max_bytes=None if max_gib is None else max_gib * GIB,
@@ -106,6 +109,9 @@ def prune(
         f"removed {len(stale)} leftovers ({_mib(stale)} MiB) and {len(removed)} entries ({_mib(removed)} MiB); "
         f"{len(kept)} entries ({_mib(kept)} MiB) stay in {root}"
     )
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"info": info, "verify": verify, "prune": prune}
 
 
 def _mib(files: Sequence[embedding_folder.CacheFile]) -> str:

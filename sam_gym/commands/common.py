@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from sam_gym.fetching import embeddings_dir
+from sam_gym._utils.fetching import embeddings_dir
+from sam_gym._utils.naming import question
 from sam_gym.registration import env_ids
 
 if TYPE_CHECKING:
@@ -43,12 +42,6 @@ def console() -> Console:
     return Console(width=max(80, Console().width if sys.stdout.isatty() else 120))
 
 
-def suggestion(name: str, known: Sequence[str]) -> str:
-    """The sentence that asks whether a known name was meant, with a space before it, or ""."""
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
-
-
 def embedding_root() -> Path:
     """The folder of the embedding cache; ValueError if there is none."""
     root = embeddings_dir()
@@ -70,7 +63,7 @@ def image_files(folder: Path) -> list[Path]:
 def check_env_id(env_id: str) -> None:
     """Raise ValueError, with what may have been meant, unless this is an id of the suite."""
     if env_id not in env_ids():
-        raise ValueError(f"there is no environment {env_id!r}.{suggestion(env_id, env_ids())} `sam-gym list` shows all")
+        raise ValueError(f"there is no environment {env_id!r}.{question(env_id, env_ids())} `sam-gym list` shows all")
 
 
 # ------------------------------------------------------------------------------------------------------- prompters
@@ -133,7 +126,7 @@ class NamedPrompter:
         if elsewhere and mode not in elsewhere:  # else it has another name here: "no prompt" for "box only"
             hint = f" It works in action mode {' or '.join(elsewhere)}."
         else:
-            hint = suggestion(self.name, list(there))
+            hint = question(self.name, there)
         raise ValueError(
             f"there is no prompter {self.name!r} for action mode {mode!r}.{hint} There are: {', '.join(there)}; or the "
             "model.zip of a trained agent"
@@ -143,7 +136,7 @@ class NamedPrompter:
 def load_agent(path: Path, device: str) -> SavedAgent:
     """`sam_gym.sb3.saved.SavedAgent.load`; what is missing is told as an error of one line."""
     if not path.is_file():
-        raise ValueError(f"there is no model {path}; agents/train_ppo.py writes runs/NAME/model.zip")
+        raise ValueError(f"there is no model {path}; sam-gym train writes runs/NAME/model.zip")
     try:
         from sam_gym.sb3.saved import SavedAgent
     except ImportError as error:

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sam_gym.commands.common import MIB, embedding_root, image_files, say, suggestion
-from sam_gym.progress import progress_bar
-from sam_gym.registration import CLASSES, DATASETS, env_ids
+from sam_gym._utils.naming import question
+from sam_gym._utils.progress import progress_bar
+from sam_gym.commands.common import MIB, embedding_root, image_files, say
+from sam_gym.registration import CLASSES, OBJECTS, env_ids
 
 Image = tuple[str, Callable[[], Any]]
 """What messages call it, and what reads its pixels."""
@@ -43,7 +44,7 @@ def encode(
         device: Where the encoder runs: auto, cpu, cuda.
         precision: Environments find only what was encoded in their own precision. exact: float32, 4 MiB an image with
             MobileSAM; the default of gymnasium.make. fast: float16, 2 MiB. auto: fast where the hardware has bfloat16,
-            else exact; the default of agents/*.py.
+            else exact; the default of training.
     """
     root = embedding_root()
     readers = _images_of(images, split)
@@ -91,14 +92,14 @@ def encode(
 
 def _images_of(what: str, split: str) -> list[Image]:
     """The images of a dataset, an environment id or a folder."""
-    known = [*dict.fromkeys([*DATASETS.values(), *CLASSES.values()]), *env_ids()]
+    known = [*dict.fromkeys([*OBJECTS.values(), *CLASSES.values()]), *env_ids()]
     if what in known:
         return _images_of_dataset(what, split)
     folder = Path(what).expanduser()
     if not folder.is_dir():
         kind = "is a file; name its folder" if folder.exists() else "is no dataset, environment id or folder"
         known_names = f"Known names: {', '.join(known)}; or the path of a folder of images"
-        raise ValueError(f"{what!r} {kind}.{suggestion(what, known)} {known_names}")
+        raise ValueError(f"{what!r} {kind}.{question(what, known)} {known_names}")
     if split != "all":
         raise ValueError(f"a folder has no splits: leave out --split {split}, or name the subfolder")
     from sam_gym.data import read_image

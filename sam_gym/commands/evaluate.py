@@ -39,7 +39,7 @@ def evaluate(
     Args:
         env_id: Environment id; sam-gym list shows them.
         prompter: Scripted prompters ("box-only", "random", ...; oracles look at the truth) and models of
-            agents/train_ppo.py. Default: all scripted ones of the environment.
+            sam-gym train. Default: all scripted ones of the environment.
         split: Images of which split.
         objects: So many objects, evenly spread over the split; default all.
         action_mode: Of the environment, for scripted prompters; default the environment's own. SamPrompt: grid, point,
@@ -55,8 +55,8 @@ def evaluate(
     if objects is not None and objects < 1:
         raise ValueError(f"--objects must be at least 1, got {objects}")
     from sam_gym.evaluation import evaluate_entries, make_evaluation_env, record_file
+    from sam_gym.evaluation.report import print_table
     from sam_gym.prompters import baselines
-    from sam_gym.report import print_table
 
     def environment(**more: Any) -> EngineVectorEnv:
         return make_evaluation_env(

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import gymnasium
 import tyro
 
-from sam_gym.commands.common import console, say, suggestion
+from sam_gym._utils.naming import question
+from sam_gym.commands.common import console, say
 from sam_gym.registration import CLASSES, TASKS, env_ids
 
 KINDS = ("scripted", "agents", "oracle")
@@ -78,8 +79,14 @@ def describe(env_id: str) -> dict[str, Any]:
 
 
 def read_scores() -> dict[str, dict[str, dict[str, float]]]:
-    """Packaged scores, written by `benchmarks/leaderboard.py table`: id -> one of `KINDS` -> entry -> mean IoU."""
-    return json.loads(resources.files("sam_gym").joinpath("scores.json").read_text(encoding="utf-8"))
+    """The published standings: id -> one of `KINDS` -> entry -> mean IoU."""
+    stored = json.loads(resources.files("sam_gym.leaderboard").joinpath("standings.json").read_text(encoding="utf-8"))
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for env_id, environment in stored["environments"].items():
+        scores[env_id] = {kind: {} for kind in KINDS}
+        for row in environment["rows"]:
+            scores[env_id][row["kind"]][row["name"]] = round(row["iou"]["mean"], 4)
+    return scores
 
 
 def _best(scores: dict[str, dict[str, float]]) -> str:
@@ -115,7 +122,7 @@ def fetch(
     known = [*DATASETS, *env_ids(), *CHECKPOINTS]
     if unknown := [name for name in names if name not in known]:
         raise ValueError(
-            f"{unknown[0]!r} is no dataset, environment id or SAM weights.{suggestion(unknown[0], known)} Known names: "
+            f"{unknown[0]!r} is no dataset, environment id or SAM weights.{question(unknown[0], known)} Known names: "
             f"{', '.join(known)}"
         )
     failed = False

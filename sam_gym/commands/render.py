@@ -43,7 +43,7 @@ def render(
         env_id: Environment id; sam-gym list shows them.
         out: A .gif or .mp4 is a film, a .png all steps side by side. MP4 needs pip install imageio-ffmpeg.
         prompter: A scripted prompter ("box-only", "random", ...; oracles look at the truth) or a model of
-            agents/train_ppo.py. Default: the environment's oracle.
+            sam-gym train. Default: the environment's oracle.
         split: Images of which split.
         image: Image id, or its number in the split; default drawn.
         object: Object id in that image; default drawn.
@@ -61,8 +61,8 @@ def render(
     if object is not None and image is None:
         raise ValueError("--object needs --image: object ids count within one image")
     from sam_gym.evaluation import make_evaluation_env
+    from sam_gym.evaluation.report import episode_frames
     from sam_gym.prompters import baselines
-    from sam_gym.report import episode_frames
 
     settings = {"data": data, "checkpoint": checkpoint, "device": device, "precision": precision}
     named = NamedPrompter.parse(prompter, device)
@@ -73,12 +73,12 @@ def render(
         named = NamedPrompter(list(baselines(env.settings))[-1], None)
     posed: dict[str, Any] = {}
     if image is not None:
-        posed["image"] = int(image) if image.isdecimal() and image not in env.engine.data.image_ids else image
+        posed["image"] = int(image) if image.isdecimal() and image not in env.data.image_ids else image
     if object is not None:
         posed["object"] = object
     frames = episode_frames(named.prompter(env, seed), env, posed, seed)
     write(out, frames)
-    info = env.engine.info(0)
+    info = env.info(0)
     print(
         f"{named.name}: image {info['image']}, object {info['object']} of {info['source']}, {info['prompts']} prompts, "
         f"IoU {info['iou']:.3f}; {out}"
@@ -105,11 +105,11 @@ def _writer(out: Path) -> Any:
 def _write_gif(path: Path, frames: list[NDArray[np.uint8]]) -> None:
     from PIL import Image
 
-    from sam_gym.fetching import atomic_path
+    from sam_gym._utils.fetching import atomic_path
 
     # One palette for all pictures, so that what does not change does not flicker.
     joined = Image.fromarray(_side_by_side(frames))
-    palette = joined.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    palette = joined.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     first, *others = (Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames)
     milliseconds = [round(1000 * SECONDS)] * len(others) + [round(1000 * LAST_SECONDS)]
     with atomic_path(path) as temporary:
@@ -136,7 +136,7 @@ def _write_mp4(path: Path, frames: list[NDArray[np.uint8]]) -> None:
 def _write_strip(path: Path, frames: list[NDArray[np.uint8]]) -> None:
     from PIL import Image
 
-    from sam_gym.fetching import atomic_path
+    from sam_gym._utils.fetching import atomic_path
 
     with atomic_path(path) as temporary:
         Image.fromarray(_side_by_side(frames)).save(temporary, "PNG")

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
-from sam_gym.commands.common import Precision, image_files, load_agent, say, suggestion
-from sam_gym.progress import progress_bar
+from sam_gym._utils.naming import question
+from sam_gym._utils.progress import progress_bar
+from sam_gym.commands.common import Precision, image_files, load_agent, say
 
 if TYPE_CHECKING:
-    from sam_gym.contact_sheet import Tile
-    from sam_gym.cue_boxes import CueBox
-    from sam_gym.segment_folder import BoxRow, SegmentFolder
-    from sam_gym.segmenting import Segmenter
+    from sam_gym.annotate.contact_sheet import Tile
+    from sam_gym.annotate.cue_boxes import CueBox
+    from sam_gym.annotate.segment_folder import BoxRow, SegmentFolder
+    from sam_gym.annotate.segmenting import Segmenter
 
 TILES = 48
 """Images on the contact sheet; of more, so many evenly spread."""
@@ -61,7 +62,7 @@ def segment(
         boxes: CSV as above (x1 and y1 exclusive; images by their path below --images; a column id, 1..65535, sets
             labels that are else 1, 2, ... in each image), or the JSON of a COCO dataset.
         out: Folder of the results.
-        agent: A model from agents/train_ppo.py; without one, the boxes alone. Whether it clicks or moves boxes is read
+        agent: A model from sam-gym train; without one, the boxes alone. Whether it clicks or moves boxes is read
             off the file, which can run code: use models of people you trust.
         checkpoint: SAM weights: a name or a file, for an agent those it was trained with.
         device: Where SAM and the agent run: auto, cpu, cuda.
@@ -71,13 +72,13 @@ def segment(
     """
     if not images.is_dir():
         raise ValueError(f"--images {images} is no folder")
-    from sam_gym.cue_boxes import read_cue_boxes
+    from sam_gym.annotate.cue_boxes import read_cue_boxes
 
     cues = read_cue_boxes(boxes)
     names = _files_of(images, out, cues)
-    from sam_gym.report import provenance
-    from sam_gym.segment_folder import SegmentFolder
-    from sam_gym.segmenting import Segmenter
+    from sam_gym.annotate.segment_folder import SegmentFolder
+    from sam_gym.annotate.segmenting import Segmenter
+    from sam_gym.evaluation.report import provenance
 
     segmenter = Segmenter(None if agent is None else load_agent(agent, device), checkpoint, device, precision)
     results = SegmentFolder(out)
@@ -122,13 +123,13 @@ def _segment_one(
     """The rows of one image, and its label image unless nothing of it could be done."""
     from PIL.Image import DecompressionBombError
 
+    from sam_gym.annotate.segment_folder import BoxRow
+    from sam_gym.annotate.segmenting import label_image
     from sam_gym.data import read_image
-    from sam_gym.segment_folder import BoxRow
-    from sam_gym.segmenting import label_image
 
     try:
         if name not in names:
-            raise ValueError(f"there is no image file {folder / name}.{suggestion(name, sorted(names))}")
+            raise ValueError(f"there is no image file {folder / name}.{question(name, sorted(names))}")
         image = read_image(folder / name)
         height, width = image.shape[:2]
         inside = [c for c in cues if c.box[0] < width and c.box[1] < height and c.box[2] > 0 and c.box[3] > 0]
@@ -149,8 +150,8 @@ def _segment_one(
 
 
 def _write_sheet(results: SegmentFolder, folder: Path, cues: Mapping[str, Sequence[CueBox]], path: Path) -> None:
-    from sam_gym.contact_sheet import contact_sheet
-    from sam_gym.fetching import atomic_path
+    from sam_gym._utils.fetching import atomic_path
+    from sam_gym.annotate.contact_sheet import contact_sheet
 
     names = sorted(cues)
     chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(TILES, len(names))).round().astype(int))]
@@ -160,7 +161,7 @@ def _write_sheet(results: SegmentFolder, folder: Path, cues: Mapping[str, Sequen
 
 
 def _tile(results: SegmentFolder, folder: Path, name: str, cues: Sequence[CueBox]) -> Tile:
-    from sam_gym.contact_sheet import Tile
+    from sam_gym.annotate.contact_sheet import Tile
     from sam_gym.data import read_image
     from sam_gym.data.images import open_pixels
 

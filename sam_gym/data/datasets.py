@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from sam_gym import fetching
+from sam_gym._utils import fetching
+from sam_gym._utils.naming import unknown
 from sam_gym.data import dsb, folder, isbi, sources, synthetic, synthetic_mitochondria, vnc, wbc
 from sam_gym.data.segmentation import MAX_AREA, MIN_AREA, SegmentationData, check_area_limits
 from sam_gym.data.sources import DataMismatchError, DataUnavailableError
 from sam_gym.data.spec import DatasetSpec
-from sam_gym.naming import did_you_mean
 
 DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
     {
@@ -146,5 +146,4 @@ def _load(name: str, split: str, source: DatasetSpec, root: Path, min_area: int,
 def _one_of(value: str, choices: Iterable[str], what: str) -> str:
     if value in choices:
         return value
-    hint = did_you_mean(value, choices, cutoff=0.5)
-    raise ValueError(f"unknown {what} {value!r}{f'; {hint}' if hint else '.'} Choices: {', '.join(choices)}")
+    raise ValueError(unknown(what, value, choices))

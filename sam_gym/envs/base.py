@@ -17,7 +17,8 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from sam_gym.data import SegmentationData
-from sam_gym.envs.engine import NO_ROWS, PromptEngine
+from sam_gym.envs.engine import Pose, PromptEngine
+from sam_gym.envs.interface import EpisodeInterface
 from sam_gym.envs.rendering import render_episode
 from sam_gym.envs.settings import Settings
 
@@ -29,7 +30,7 @@ VALUE_DEPTH = {"cue": 1, "points": 2}
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
 
 
-class EngineEnv(gymnasium.Env):
+class EngineEnv(EpisodeInterface, gymnasium.Env):
     """One episode at a time; what an episode is, the task's own class says."""
 
     metadata = METADATA
@@ -50,7 +51,7 @@ class EngineEnv(gymnasium.Env):
     ) -> tuple[dict[str, NDArray], dict[str, Any]]:
         """Begin an episode; `options` may pose a case, see Starting State."""
         super().reset(seed=seed)
-        self.engine.settle(NO_ROWS, {0: self.engine.pose(self.np_random, options)})
+        self.engine.begin({0: self.engine.pose(self.np_random, options)})
         self._ready = True
         return self.engine.observation(0), self.engine.info(0)
 
@@ -63,8 +64,7 @@ class EngineEnv(gymnasium.Env):
         """
         if not self._ready:
             raise ResetNeeded("step() needs reset() first, and again after an episode has ended")
-        self.engine.act(ROW_0, np.asarray(action)[None])
-        rewards, _ = self.engine.settle(ROW_0, {})
+        rewards, _ = self.engine.step(ROW_0, np.asarray(action)[None], dict)
         terminated = bool(self.engine.episodes.terminated[0])
         self._ready = not terminated
         return self.engine.observation(0), float(rewards[0]), terminated, False, self.engine.info(0)
@@ -78,7 +78,7 @@ class EngineEnv(gymnasium.Env):
         return render_episode(self.engine, 0) if self.render_mode else None
 
 
-class EngineVectorEnv(VectorEnv):
+class EngineVectorEnv(EpisodeInterface, VectorEnv):
     """N episodes with one SAM call per step.
 
     Equal to a `SyncVectorEnv` of N single environments in all three autoreset modes. Sub-environment i draws from its
@@ -148,7 +148,7 @@ class EngineVectorEnv(VectorEnv):
             if one is not None and mask[i]:
                 self._generators[i] = seeding.np_random(one)
         rows = np.flatnonzero(mask)
-        self.engine.settle(NO_ROWS, {int(i): self.engine.pose(self.np_random[i], requests[i]) for i in rows})
+        self.engine.begin({int(i): self.engine.pose(self.np_random[i], requests[i]) for i in rows})
         self._done[rows] = False
         self._begun = True
         return self.engine.observations(), self._infos(rows)
@@ -171,26 +171,49 @@ class EngineVectorEnv(VectorEnv):
             ended = np.flatnonzero(self._done).tolist()
             raise ResetNeeded(f"the episodes of {ended} have ended: reset(options={{'reset_mask': ...}}) them first")
         acted = np.flatnonzero(~self._done)
-        begin = np.flatnonzero(self._done)  # NextStep: those that ended in the step before
-        self.engine.act(acted, actions[acted])
-        episodes = self.engine.episodes
+        ended_before = np.flatnonzero(self._done)  # NextStep: these begin anew now
         terminated, truncated = (np.zeros(self.num_envs, np.bool_) for _ in range(2))
-        terminated[acted] = episodes.terminated[acted]
-        if self.max_episode_steps is not None:
-            truncated[acted] = episodes.steps[acted] >= self.max_episode_steps
+
+        def fresh() -> dict[int, Pose]:
+            episodes = self.engine.episodes
+            terminated[acted] = episodes.terminated[acted]
+            if self.max_episode_steps is not None:
+                truncated[acted] = episodes.steps[acted] >= self.max_episode_steps
+            same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
+            begin = np.flatnonzero(terminated | truncated) if same_step else ended_before
+            return {int(i): self.engine.pose(self.np_random[i]) for i in begin}
+
+        rewards = np.zeros(self.num_envs)
+        rewards[acted], finals = self.engine.step(acted, actions[acted], fresh)
         self._done = terminated | truncated
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            begin = np.flatnonzero(self._done)
-            self._done = np.zeros(self.num_envs, np.bool_)
-        rewards = np.zeros(self.num_envs)
-        poses = {int(i): self.engine.pose(self.np_random[i]) for i in begin}
-        rewards[acted], finals = self.engine.settle(acted, poses)
+            self._done[:] = False
         infos: dict[str, Any] = {}
         for i in range(self.num_envs):
             if i in finals:
                 infos = self._add_info(infos, {"final_obs": finals[i][0], "final_info": finals[i][1]}, i)
             infos = self._add_info(infos, self.engine.info(i), i)
         return self.engine.observations(), rewards, terminated, truncated, infos
+
+    def begin_rows(self, requests: Mapping[int, Mapping[str, Any]]) -> dict[str, NDArray]:
+        """Begin episodes in some rows and leave the others alone, whether these have begun or not.
+
+        For callers that run rows by themselves, as annotation does; together with `step_rows`, instead of `reset` and
+        `step`. No row resets by itself then.
+
+        Args:
+            requests: Row -> its reset options.
+
+        Returns:
+            The observations of all rows.
+        """
+        self.engine.begin({row: self.engine.pose(self.np_random[row], one) for row, one in requests.items()})
+        return self.engine.observations()
+
+    def step_rows(self, rows: NDArray[np.intp], actions: NDArray) -> dict[str, NDArray]:
+        """Act in some rows only; `episodes.terminated` says which have ended. Returns the observations of all rows."""
+        self.engine.step(rows, actions, dict)
+        return self.engine.observations()
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(N, actions) bool: False where an action would be pointless; discrete action modes only."""

@@ -11,11 +11,11 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from sam_gym.boxes import SIZE_ERRORS, Floats, clip_box, missized_box
+from sam_gym._utils.boxes import SIZE_ERRORS, Floats, clip_box, missized_box
 from sam_gym.envs.base import EngineEnv, EngineVectorEnv
 from sam_gym.envs.episode import ActionMode, Episodes, checked_actions, checked_choices
 from sam_gym.envs.settings import RESET_OPTIONS, Settings
-from sam_gym.envs.sights import Boxes, Sight
+from sam_gym.envs.shown_prompts import ShownBox, ShownPrompts
 
 OUTWARD = np.array([-1, -1, 1, 1], np.float32)
 """Direction in which x0, y0, x1, y1 grow the box."""
@@ -102,7 +102,7 @@ class BoxRefineSettings(Settings):
         action_mode: "continuous" or "discrete".
         box_error: Relative error of the first box's size; None draws it from U(0, `max_box_error`).
         max_box_error: See `box_error`.
-        size_error: Convention, "isotropic" or "sides" (`sam_gym.boxes.missized_box`).
+        size_error: Convention, "isotropic" or "sides" (`sam_gym._utils.boxes.missized_box`).
     """
 
     action_mode: str = "continuous"
@@ -113,7 +113,7 @@ class BoxRefineSettings(Settings):
 
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {**Settings.limits, "max_box_error": (0, 0.9)}
     reset_options: ClassVar[tuple[str, ...]] = (*RESET_OPTIONS, "error")
-    sight: ClassVar[Sight] = Boxes()
+    shown_prompts: ClassVar[ShownPrompts] = ShownBox()
     feeds_mask: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

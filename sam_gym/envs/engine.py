@@ -8,8 +8,8 @@ environments' business (`sam_gym.envs.base`), and what a task is its `Settings` 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import compress
 from typing import Any
 
@@ -18,24 +18,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sam_gym.boxes import clip_box
+from sam_gym._utils.boxes import clip_box
 from sam_gym.data import DATASETS, SegmentationData, load_data, load_whole_class
 from sam_gym.envs.agreement import Agreement, Scene, embed_text
+from sam_gym.envs.decoded import Decoded
 from sam_gym.envs.episode import Episodes, view_of
 from sam_gym.envs.labelling import LABELER, TRUTH, Labeler, LabelledCells, LabelScene, clicks_of_truth
 from sam_gym.envs.observers import OBSERVERS, Observer, Rows
-from sam_gym.envs.rewards import Outcome, Quality, parse_reward, weighted
+from sam_gym.envs.rewards import Outcome, Quality, hit_reward, parse_reward, weighted
 from sam_gym.envs.settings import RESET_OPTIONS, Settings
 from sam_gym.sam.backend import ImageEmbedding, get_backend
-from sam_gym.sam.masks import Masks
 from sam_gym.sam.prompts import PromptBatch
 
 NO_ROWS: Rows = np.zeros(0, np.intp)
 
 NO_CLICKS = np.zeros((0, 3), np.float32)
-
-NO_MASK = -100.0
-"""Low-resolution logit of a mask that SAM has not made: empty, and without doubt."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class PromptEngine:
         n = num_envs
         self.episodes = Episodes.blank(n, settings.max_prompts, settings.grid, settings.given_clicks)
         self._observer: Observer = OBSERVERS[settings.observation](
-            self.episodes, self.backend, settings.grid, settings.sight, self.text_embedding
+            self.episodes, self.backend, settings.grid, settings.shown_prompts, self.text_embedding
         )
         self.observation_space = self._observer.space
         self.labeler: Labeler | None = None
@@ -149,29 +146,38 @@ class PromptEngine:
                 raise ValueError(f"reset option 'cue' lies outside the image of {size[1]} x {size[0]} px: {cue!r}")
             box = clip_box(box, (size[0], size[1]))
         clicks = None if points is None else _checked_clicks(points, size, self.settings.given_clicks)
-        if clicks is None and self.settings.begins_with == TRUTH:
+        if clicks is None and self.settings.first_clicks == TRUTH:
             clicks = clicks_of_truth(self.data.mask(index, int(objects.object_id[row])), rng)
         return Pose(index, int(objects.object_id[row]), box, clicks)
 
     # ---------------------------------------------------------------- stepping
 
-    def act(self, rows: Rows, actions: NDArray | Sequence) -> None:
-        """Turn actions into prompts. Which episodes end is known from here on (`episodes.terminated`)."""
-        self.actions.apply(self.episodes, rows, np.asarray(actions))
-        self.episodes.steps[rows] += 1
+    def begin(self, poses: Mapping[int, Pose]) -> None:
+        """Begin the episodes of some rows; what the others hold is left alone."""
+        self._decode_all(NO_ROWS, poses)
 
-    def settle(
-        self, acted: Rows, fresh: Mapping[int, Pose]
+    def step(
+        self, rows: Rows, actions: NDArray | Sequence, fresh: Callable[[], Mapping[int, Pose]]
     ) -> tuple[NDArray[np.float64], dict[int, tuple[dict, dict]]]:
-        """Decode, in one call, the prompts of the rows that acted and the cue boxes of the episodes that begin.
+        """One action in each of some rows, and whatever episodes begin beside them: one decode call.
 
         Args:
-            acted: Rows for which `act` was called.
-            fresh: Row -> where its next episode begins. A row may act and begin anew in one step.
+            rows: Those that act.
+            actions: One for each of them.
+            fresh: Asked once it is known which episodes end (`episodes.terminated`): row -> where its next episode
+                begins. A row may act and begin anew in one step.
 
         Returns:
-            Rewards of `acted`, and for rows that acted and began anew the last observation and info of the old episode.
+            Rewards of `rows`, and for rows that acted and began anew the last observation and info of the old episode.
         """
+        self.actions.apply(self.episodes, rows, np.asarray(actions))
+        self.episodes.steps[rows] += 1
+        return self._decode_all(rows, fresh())
+
+    def _decode_all(
+        self, acted: Rows, fresh: Mapping[int, Pose]
+    ) -> tuple[NDArray[np.float64], dict[int, tuple[dict, dict]]]:
+        """Decode, in one call, the prompts of the rows that acted and the cue boxes of the episodes that begin."""
         prompted = acted[~self.episodes.stopped[acted]]
         begun = self._stage(fresh)
         decoded = self._decode(prompted, begun)
@@ -200,7 +206,7 @@ class PromptEngine:
             image, clicks = self.data.image(pose.image), pose.clicks
             if self.labeler is not None:
                 label_scenes[i] = scene = self.labeler.scene(image, episodes.view[i], embeddings[i])
-                if clicks is None and settings.begins_with == LABELER:
+                if clicks is None and settings.first_clicks == LABELER:
                     clicks = self.labeler.first_clicks(scene, (image.shape[0], image.shape[1]))
             episodes.give(i, NO_CLICKS if clicks is None else clicks)
             episodes.decoded[i] |= settings.has_cue
@@ -210,7 +216,7 @@ class PromptEngine:
         ]
         return _Begun(np.fromiter(fresh, np.intp, len(fresh)), episodes, embeddings, truths, scenes, label_scenes)
 
-    def _decode(self, prompted: Rows, begun: _Begun) -> _Decoded:
+    def _decode(self, prompted: Rows, begun: _Begun) -> Decoded:
         """The one decode call of a step: the prompts of running episodes, then what new ones begin with.
 
         A new episode that begins with nothing has an empty mask that nobody decoded or measured.
@@ -218,7 +224,7 @@ class PromptEngine:
         running, new = self.episodes, begun.episodes
         asked = np.concatenate([np.ones(len(prompted), np.bool_), new.decoded])
         if not asked.any():
-            return _Decoded.nothing(len(asked), self._logits)
+            return Decoded.nothing(len(asked), self._logits)
         has_mask = np.concatenate([running.decoded[prompted], np.zeros(len(new), np.bool_)]) & self.settings.feeds_mask
         masks = None
         if has_mask.any():
@@ -238,18 +244,18 @@ class PromptEngine:
 
         embeddings = those(self._embeddings, begun.embeddings)
         truths = those(self._truths, begun.truths) if self.data.labelled else None
-        boxes = self.settings.sight.shows_mask_box
-        made = _Decoded.of(self.backend.decode(embeddings, batch, truths=truths, statistics=boxes))
+        boxes = self.settings.shown_prompts.shows_mask_box
+        made = Decoded.of(self.backend.decode(embeddings, batch, truths=truths, statistics=boxes))
         if self._agreement:
             made.agreement = self._agreement.of(those(self._scenes, begun.scenes), made.logits)
         return made if asked.all() else made.among(asked, self._logits)
 
-    def _finish_step(self, acted: Rows, prompted: Rows, decoded: _Decoded) -> NDArray[np.float64]:
+    def _finish_step(self, acted: Rows, prompted: Rows, decoded: Decoded) -> NDArray[np.float64]:
         before = Quality(self.quality.iou[acted].copy(), self.quality.dice[acted].copy())
         agreed = self._agreed[acted]
         hit = np.zeros(len(self.episodes))
         for row in prompted:
-            hit[row] = self._hit(row)
+            hit[row] = hit_reward(self.episodes, row, self._truths[row], by_module=self.labeler is not None)
         self._update_masks(prompted, decoded, first=False)
         self.episodes.decoded[prompted] = True
         after = Quality(self.quality.iou[acted], self.quality.dice[acted])
@@ -257,7 +263,7 @@ class PromptEngine:
         cost = self.settings.prompt_cost * np.isin(acted, prompted)
         return weighted(self._reward, Outcome(before, after, hit[acted], self._agreed[acted] - agreed)) - cost
 
-    def _install(self, begun: _Begun, decoded: _Decoded) -> None:
+    def _install(self, begun: _Begun, decoded: Decoded) -> None:
         self.episodes.put(begun.rows, begun.episodes)
         for i, row in enumerate(begun.rows):
             self._embeddings[row], self._truths[row] = begun.embeddings[i], begun.truths[i]
@@ -269,7 +275,7 @@ class PromptEngine:
         self._observer.count(begun.rows)
         self.first_iou[begun.rows] = self.quality.iou[begun.rows]
 
-    def _update_masks(self, rows: Rows, decoded: _Decoded, *, first: bool) -> None:
+    def _update_masks(self, rows: Rows, decoded: Decoded, *, first: bool) -> None:
         """Take over new masks; only small maps and scalars come to the host."""
         if not len(rows):
             return
@@ -278,22 +284,6 @@ class PromptEngine:
         self._agreed[rows] = decoded.agreement
         self.episodes.mask_box[rows] = decoded.mask_box
         self._observer.show(rows, decoded.logits, decoded.predicted_iou, first=first)
-
-    def _hit(self, row: int) -> float:
-        """+1 or -1: does the newest click's label agree with the truth under it? 0 if the prompt was a box.
-
-        Where a module labels, the label is not the agent's doing: then it is AlignSAM's own reward, +1 if the click
-        stands in the foreground, else -1. NaN where there is no truth.
-        """
-        if not self.data.labelled:
-            return np.nan
-        slot = self.episodes.prompts[row] - 1
-        label = self.episodes.labels[row, slot]
-        if label < 0:
-            return 0.0
-        x, y = np.round(self.episodes.points[row, slot]).astype(int)
-        wanted = bool(label) or self.labeler is not None
-        return 1.0 if bool(_known(self._truths[row])[y, x]) == wanted else -1.0
 
     # ------------------------------------------------------------------ looking
 
@@ -350,54 +340,6 @@ class _Begun:
     truths: list[Tensor | None]
     scenes: list[Scene | None]
     label_scenes: list[LabelScene | None]
-
-
-@dataclass
-class _Decoded:
-    """What a step needs of a decode: logits (n, 4h, 4w) on the device; on the host four numbers per mask and its box.
-
-    `agreement` is that of the masks with their text, 0 where no reward asks for it. The boxes are (n, 4) float32 in
-    pixels of the image, NaN where the mask is empty or nobody asked.
-    """
-
-    logits: Tensor
-    predicted_iou: NDArray[np.float64]
-    iou: NDArray[np.float64]
-    dice: NDArray[np.float64]
-    mask_box: NDArray[np.float32]
-    agreement: NDArray[np.float64]
-
-    @classmethod
-    def nothing(cls, n: int, like: Tensor) -> _Decoded:
-        """Empty masks that SAM was not asked for, of the size of `like` (N, 4h, 4w)."""
-        logits = like.new_full((n, *like.shape[1:]), NO_MASK)
-        predicted, iou, dice, agreement = np.zeros((4, n))
-        return cls(logits, predicted, iou, dice, np.full((n, 4), np.nan, np.float32), agreement)
-
-    def among(self, asked: NDArray[np.bool_], like: Tensor) -> _Decoded:
-        """These results at the rows that were `asked` for, nothing at the others."""
-        every = _Decoded.nothing(len(asked), like)
-        every.logits[torch.as_tensor(asked, device=like.device)] = self.logits
-        for name in ("predicted_iou", "iou", "dice", "mask_box", "agreement"):
-            getattr(every, name)[asked] = getattr(self, name)
-        return every
-
-    @classmethod
-    def of(cls, masks: Masks) -> _Decoded:
-        """The single masks of a decode, in one copy to the host; without truths IoU and Dice are NaN."""
-        measured, estimate = masks.statistics, masks.predicted_iou.double()
-        agreement = [torch.full_like(estimate, torch.nan)] * 2
-        if measured is not None and measured.intersection is not None:
-            agreement = [measured.iou, measured.dice]
-        predicted, iou, dice = torch.stack([estimate, *agreement])[..., 0].cpu().numpy()
-        boxes = np.full((len(masks.logits), 4), np.nan, np.float32)
-        if measured is not None and measured.box is not None:
-            some = (measured.area[:, 0] > 0).cpu().numpy()
-            boxes[some] = measured.box[:, 0].cpu().numpy()[some]
-        return cls(masks.logits[:, 0], predicted, iou, dice, boxes, np.zeros(len(boxes)))
-
-    def __getitem__(self, rows: slice) -> _Decoded:
-        return _Decoded(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def _known(value: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from sam_gym.boxes import Floats, clip_box
+from sam_gym._utils.boxes import Floats, clip_box
 from sam_gym.sam.prompts import ABSENT
 
 

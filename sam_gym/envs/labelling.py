@@ -17,7 +17,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sam_gym.boxes import Floats
+from sam_gym._utils.boxes import Floats
 from sam_gym.envs.episode import Cells, Episodes, checked_choices, in_view
 from sam_gym.envs.observations import embedding_map
 from sam_gym.envs.observers import Observer, Rows
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sam_gym.envs.settings import Settings
     from sam_gym.semantics.recalibration import RecalibrationModule
 
-POLICY, FRESH = "policy", "srm"
+POLICY, UNTRAINED = "policy", "untrained"
 """Who labels, besides a file: the agent itself; a module that knows nothing yet."""
 
 NOTHING, TRUTH, LABELER = "nothing", "truth", "labeler"
@@ -133,8 +133,10 @@ class Labeler:
         self._episodes, self._observer = episodes, observer
         self._scenes: list[LabelScene | None] = [None] * len(episodes)
         self._similarities = EmbeddingCache(MAP_BYTES)
-        who = settings.labelled_by
-        self.use(RecalibrationModule(embedding_channels=channels) if who == FRESH else RecalibrationModule.load(who))
+        who = settings.labeler
+        self.use(
+            RecalibrationModule(embedding_channels=channels) if who == UNTRAINED else RecalibrationModule.load(who)
+        )
 
     def use(self, module: RecalibrationModule) -> None:
         """Label with this module from the next episodes on; ValueError if it is for other embeddings."""

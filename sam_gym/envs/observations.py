@@ -1,6 +1,7 @@
-"""What an agent sees: maps, the embedding and the state, all resampled into the episode's view.
+"""What an observation is made of: its space, and functions that draw one map or embedding into a view. No state.
 
-Nothing here has access to ground truth.
+`sam_gym.envs.shown_prompts` adds the prompts, `sam_gym.envs.observers` keeps the observations of running episodes, and
+`sam_gym.envs.references` is their small form. Nothing here has access to ground truth.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ MAP_SIZE = 64
 """Side of the observation maps in pixels."""
 
 MAPS = ("red", "green", "blue", "mask", "cue")
-"""First channels of `maps`, in order; those of the task's `Sight` follow."""
+"""First channels of `maps`, in order; those of the task's `ShownPrompts` follow."""
 
 STATE = ("prompts_left", "predicted_iou", "mask_area", "view_size", "last_change")
-"""First entries of `state`, in order, each in [0, 1]; those of the task's `Sight` follow."""
+"""First entries of `state`, in order, each in [0, 1]; those of the task's `ShownPrompts` follow."""
 
 
 def observation_space(channels: int, grid: int, maps: int, numbers: int, text_dim: int = 0) -> spaces.Dict:
@@ -34,7 +35,7 @@ def observation_space(channels: int, grid: int, maps: int, numbers: int, text_di
     Args:
         channels: C of the embedding.
         grid: G of the action grid.
-        maps: Channels of the task's sight.
+        maps: Channels of the task's `ShownPrompts`.
         numbers: Its entries of `state`.
         text_dim: Length of the text embedding; 0 for tasks without one.
     """

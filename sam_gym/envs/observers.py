@@ -1,4 +1,4 @@
-"""Observers: they keep what agents see of N episodes up to date, and hand out copies of it.
+"""Observers hold what agents see of N running episodes: they bring it up to date, and hand out copies of it.
 
 `FullObserver` spells everything out; `ReferenceObserver` replaces what stays the same within an episode by a reference
 that a policy resolves itself (`sam_gym.envs.references`), so that rollout buffers stay small. Neither has access to
@@ -16,14 +16,15 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sam_gym._utils.naming import unknown
 from sam_gym.envs import observations, references
 from sam_gym.envs.episode import Episodes
 from sam_gym.envs.observations import MAP_SIZE, MAPS, STATE
-from sam_gym.envs.sights import Sight
-from sam_gym.naming import did_you_mean
+from sam_gym.envs.shown_prompts import ShownPrompts
 from sam_gym.sam.backend import ImageEmbedding, SamBackend
 
 Rows = NDArray[np.intp]
+Text = NDArray[np.float32] | None
 
 
 class Observer(ABC):
@@ -33,7 +34,7 @@ class Observer(ABC):
         episodes: The N episodes; they are read whenever something changes.
         backend: Where the embeddings are.
         grid: G, cells of the action grid per side.
-        sight: How the prompts are shown.
+        shown: How the prompts are shown.
         text: (D,) float32 embedding of the target text, for tasks that show it; else None.
 
     Attributes:
@@ -43,33 +44,33 @@ class Observer(ABC):
     space: spaces.Dict
 
     def __init__(
-        self, episodes: Episodes, backend: SamBackend, grid: int, sight: Sight, text: NDArray[np.float32] | None = None
+        self, episodes: Episodes, backend: SamBackend, grid: int, shown: ShownPrompts, text: Text = None
     ) -> None:
         n = len(episodes)
-        self._episodes, self._backend, self._grid, self._sight, self._text = episodes, backend, grid, sight, text
+        self._episodes, self._backend, self._grid, self._shown, self._text = episodes, backend, grid, shown, text
         self._masks = np.zeros((n, MAP_SIZE, MAP_SIZE), np.uint8)
-        self._state = np.zeros((n, len(STATE) + len(sight.numbers)), np.float32)
+        self._state = np.zeros((n, len(STATE) + len(shown.numbers)), np.float32)
         self._sampling = observations.Sampling.blank(n, backend.device)
 
     def begin(self, row: int, image: NDArray[np.uint8], embedding: ImageEmbedding) -> None:
         """An episode on `image` begins in `row`; its first mask comes with `show`."""
         view = self._episodes.view[row]
         self._sampling.put(row, observations.sampling_of(view, embedding))
-        self._state[row, 3] = min(1.0, float(view[2]) / max(image.shape[:2]))
+        self._state[row, STATE.index("view_size")] = min(1.0, float(view[2]) / max(image.shape[:2]))
 
     def show(self, rows: Rows, logits: Tensor, predicted_iou: NDArray, *, first: bool) -> None:
         """Take over new masks: low-resolution logits (n, 4h, 4w) on the device, `first` of their episodes or not."""
         maps = observations.mask_maps(logits, self._sampling.at(torch.as_tensor(rows, device=logits.device)))
         change = np.abs(maps.astype(np.int16) - self._masks[rows]).mean(axis=(1, 2)) / 255
         self._masks[rows] = maps
-        self._state[rows, 1] = np.clip(predicted_iou, 0, 1)
-        self._state[rows, 2] = maps.mean(axis=(1, 2)) / 255
-        self._state[rows, 4] = 0 if first else change
-        self._state[rows, len(STATE) :] = self._sight.state(self._episodes, rows)
+        self._state[rows, STATE.index("predicted_iou")] = np.clip(predicted_iou, 0, 1)
+        self._state[rows, STATE.index("mask_area")] = maps.mean(axis=(1, 2)) / 255
+        self._state[rows, STATE.index("last_change")] = 0 if first else change
+        self._state[rows, len(STATE) :] = self._shown.state(self._episodes, rows)
 
     def count(self, rows: Rows) -> None:
         """Note how many prompts are left."""
-        self._state[rows, 0] = 1 - self._episodes.prompts[rows] / self._episodes.max_prompts
+        self._state[rows, STATE.index("prompts_left")] = 1 - self._episodes.prompts[rows] / self._episodes.max_prompts
 
     def masks(self, rows: Rows) -> NDArray[np.uint8]:
         """(n, 64, 64) uint8: the masks' probabilities in their views, as they are observed."""
@@ -90,13 +91,13 @@ class FullObserver(Observer):
     """`maps`, `embedding` and `state`: everything there is to see."""
 
     def __init__(
-        self, episodes: Episodes, backend: SamBackend, grid: int, sight: Sight, text: NDArray[np.float32] | None = None
+        self, episodes: Episodes, backend: SamBackend, grid: int, shown: ShownPrompts, text: Text = None
     ) -> None:
-        super().__init__(episodes, backend, grid, sight, text)
+        super().__init__(episodes, backend, grid, shown, text)
         n, channels = len(episodes), backend.embedding_channels
-        shown = len(sight.channels), len(sight.numbers)
-        self.space = observations.observation_space(channels, grid, *shown, 0 if text is None else len(text))
-        self._maps = np.zeros((n, len(MAPS) + len(sight.channels), MAP_SIZE, MAP_SIZE), np.uint8)
+        counts = len(shown.channels), len(shown.numbers)
+        self.space = observations.observation_space(channels, grid, *counts, 0 if text is None else len(text))
+        self._maps = np.zeros((n, len(MAPS) + len(shown.channels), MAP_SIZE, MAP_SIZE), np.uint8)
         self._embeddings = np.zeros((n, channels, grid, grid), np.float32)
 
     def begin(self, row: int, image: NDArray[np.uint8], embedding: ImageEmbedding) -> None:
@@ -110,8 +111,8 @@ class FullObserver(Observer):
     def show(self, rows: Rows, logits: Tensor, predicted_iou: NDArray, *, first: bool) -> None:
         """See `Observer.show`."""
         super().show(rows, logits, predicted_iou, first=first)
-        for row, prompts in zip(rows, self._sight.prompts(self._episodes, rows), strict=True):
-            self._maps[row, len(MAPS) :] = self._sight.maps(prompts, self._episodes.view[row], self._grid)
+        for row, prompts in zip(rows, self._shown.prompts(self._episodes, rows), strict=True):
+            self._maps[row, len(MAPS) :] = self._shown.maps(prompts, self._episodes.view[row], self._grid)
 
     def get(self, rows: Rows | slice) -> dict[str, NDArray]:
         """See `Observer.get`."""
@@ -128,11 +129,11 @@ class ReferenceObserver(Observer):
     """`mask`, the prompts, `state`, and a `reference` to image, view and cue for their pixels and embedding."""
 
     def __init__(
-        self, episodes: Episodes, backend: SamBackend, grid: int, sight: Sight, text: NDArray[np.float32] | None = None
+        self, episodes: Episodes, backend: SamBackend, grid: int, shown: ShownPrompts, text: Text = None
     ) -> None:
-        super().__init__(episodes, backend, grid, sight, text)
+        super().__init__(episodes, backend, grid, shown, text)
         clicks = episodes.all_labels.shape[1]
-        self.space = references.observation_space(sight, clicks, 0 if text is None else len(text))
+        self.space = references.observation_space(shown, clicks, 0 if text is None else len(text))
         self._references = np.zeros((len(episodes), len(references.REFERENCE)), np.float32)
         self._images: list[tuple[NDArray[np.uint8], str] | None] = [None] * len(episodes)
 
@@ -154,7 +155,7 @@ class ReferenceObserver(Observer):
         """See `Observer.get`."""
         return {
             "mask": self._masks[rows, None].copy(),
-            self._sight.name: self._sight.prompts(self._episodes, rows),
+            self._shown.name: self._shown.prompts(self._episodes, rows),
             "reference": self._references[rows].copy(),
             **self._state_and_text(rows),
         }
@@ -169,5 +170,4 @@ OBSERVERS: dict[str, type[FullObserver] | type[ReferenceObserver]] = {
 def check_observer(name: str) -> None:
     """Raise ValueError unless `name` is a key of `OBSERVERS`."""
     if name not in OBSERVERS:
-        hint = did_you_mean(name, OBSERVERS) or f"choose from {', '.join(OBSERVERS)}"
-        raise ValueError(f"observation {name!r} is unknown; {hint}")
+        raise ValueError(unknown("observation", name, OBSERVERS))

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sam_gym.boxes import Floats, noisy_box
+from sam_gym._utils.boxes import Floats, noisy_box
 from sam_gym.envs.base import EngineEnv, EngineVectorEnv
 from sam_gym.envs.episode import ActionMode, BoxActions, GridActions, PointActions
 from sam_gym.envs.settings import Settings
-from sam_gym.envs.sights import Clicks, Sight
+from sam_gym.envs.shown_prompts import ShownClicks, ShownPrompts
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PromptSettings(Settings):
     box_noise: float = 0.2
 
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {**Settings.limits, "box_noise": (0, 0.45)}
-    sight: ClassVar[Sight] = Clicks()
+    shown_prompts: ClassVar[ShownPrompts] = ShownClicks()
 
     def actions(self) -> ActionMode:
         """See `Settings.actions`."""

@@ -1,4 +1,4 @@
-"""References: observations of a few kilobytes, and how a policy turns them into what is to be seen.
+"""`observation="reference"`: the small form of observations, and how a policy makes the full one of it (`resolve`).
 
 Image, cue and SAM's embedding stay the same within an episode. With `observation="reference"` an environment says which
 image, view and cue they are, and `resolve` makes maps and embedding of that where the policy needs them. The numbers
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sam_gym.envs import observations
 from sam_gym.envs.observations import MAP_SIZE, STATE
-from sam_gym.envs.sights import LARGEST, SIGHTS, Sight
+from sam_gym.envs.shown_prompts import LARGEST, SHOWN_PROMPTS, ShownPrompts
 from sam_gym.sam.backend import SamBackend
 from sam_gym.sam.cache import EmbeddingCache
 
@@ -38,20 +38,20 @@ _numbers: dict[tuple[int, str], int] = {}
 _maps, _embeddings = EmbeddingCache(SCENE_BYTES // 16), EmbeddingCache(SCENE_BYTES)
 
 
-def observation_space(sight: Sight, clicks: int, text_dim: int = 0) -> spaces.Dict:
+def observation_space(shown: ShownPrompts, clicks: int, text_dim: int = 0) -> spaces.Dict:
     """The Dict space of one environment with `observation="reference"`.
 
     Args:
-        sight: How the task's prompts are shown.
+        shown: How the task's prompts are shown.
         clicks: How many an episode may hold.
         text_dim: Length of the text embedding; 0 for tasks without one.
     """
     return spaces.Dict(
         {
             "mask": spaces.Box(0, 255, (1, MAP_SIZE, MAP_SIZE), np.uint8),
-            sight.name: sight.space(clicks),
+            shown.name: shown.space(clicks),
             "reference": spaces.Box(-LARGEST, LARGEST, (len(REFERENCE),), np.float32),
-            "state": spaces.Box(0.0, 1.0, (len(STATE) + len(sight.numbers),), np.float32),
+            "state": spaces.Box(0.0, 1.0, (len(STATE) + len(shown.numbers),), np.float32),
             **observations.text_space(text_dim),
         }
     )
@@ -87,10 +87,10 @@ def resolve(seen: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
         ValueError: A reference is to an image of another process.
     """
     device = seen["mask"].device
-    sight = next(sight for sight in SIGHTS if sight.name in seen)
-    rows, prompts = seen["reference"].cpu().numpy(), seen[sight.name].cpu().numpy()
+    shown = next(shown for shown in SHOWN_PROMPTS if shown.name in seen)
+    rows, prompts = seen["reference"].cpu().numpy(), seen[shown.name].cpu().numpy()
     scenes = [_scene(row, grid) for row in rows]
-    drawn = np.stack([sight.maps(one, row[1:4], grid) for one, row in zip(prompts, rows, strict=True)])
+    drawn = np.stack([shown.maps(one, row[1:4], grid) for one, row in zip(prompts, rows, strict=True)])
     fixed = torch.stack([maps for maps, _ in scenes]).to(device).float() / 255
     prompted = torch.as_tensor(drawn, device=device).float() / 255
     return {

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from sam_gym.naming import did_you_mean
+from sam_gym._utils.naming import unknown
+from sam_gym.envs.episode import Episodes
 
 
 @dataclass
@@ -48,6 +50,28 @@ REWARDS: dict[str, Callable[[Outcome], NDArray[np.float64]]] = {
 """Reward terms by name. "hit" is AlignSAM's +1 / -1 (Huang et al., CVPR 2024), for clicks that carry their label."""
 
 
+def hit_reward(episodes: Episodes, row: int, truth: Tensor | None, *, by_module: bool) -> float:
+    """+1 or -1: does the newest click's label agree with the truth under it? 0 if the prompt was a box.
+
+    Where a module labels, the label is not the agent's doing: then it is AlignSAM's own reward, +1 if the click stands
+    in the foreground, else -1.
+
+    Args:
+        episodes: The running episodes.
+        row: Whose click.
+        truth: (H, W) bool, the object; NaN is the reward without one.
+        by_module: Whether a module labelled the click.
+    """
+    if truth is None:
+        return np.nan
+    slot = episodes.prompts[row] - 1
+    label = episodes.labels[row, slot]
+    if label < 0:
+        return 0.0
+    x, y = np.round(episodes.points[row, slot]).astype(int)
+    return 1.0 if bool(truth[y, x]) == (bool(label) or by_module) else -1.0
+
+
 def parse_reward(reward: str | Mapping[str, float]) -> dict[str, float]:
     """A reward setting as {term: weight}.
 
@@ -61,9 +85,7 @@ def parse_reward(reward: str | Mapping[str, float]) -> dict[str, float]:
     weights = {reward: 1.0} if isinstance(reward, str) else {str(k): float(v) for k, v in reward.items()}
     for name in weights:
         if name not in REWARDS:
-            hint = did_you_mean(name, REWARDS)
-            known = ", ".join(REWARDS)
-            raise ValueError(f"reward term {name!r} is unknown, there are {known}" + (f"; {hint}" if hint else ""))
+            raise ValueError(unknown("reward term", name, REWARDS))
     if not weights:
         raise ValueError(f"reward is empty; name at least one of {', '.join(REWARDS)}")
     return weights

@@ -8,16 +8,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sam_gym.boxes import Floats
+from sam_gym._utils.boxes import Floats
+from sam_gym._utils.fetching import sha256_of
+from sam_gym._utils.naming import unknown
 from sam_gym.data import SegmentationData
 from sam_gym.data.whole_class import NO_LIMIT, some_images
 from sam_gym.envs.base import EngineEnv, EngineVectorEnv
 from sam_gym.envs.episode import ActionMode, GridActions
-from sam_gym.envs.labelling import FRESH, LABELER, NOTHING, POLICY, TRUTH, LabelledCells
+from sam_gym.envs.labelling import LABELER, NOTHING, POLICY, TRUTH, UNTRAINED, LabelledCells
 from sam_gym.envs.settings import Settings
-from sam_gym.envs.sights import Clicks, Sight
-from sam_gym.fetching import sha256_of
-from sam_gym.naming import did_you_mean
+from sam_gym.envs.shown_prompts import ShownClicks, ShownPrompts
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SemanticSettings(Settings):
 
     Attributes:
         action_mode: "grid", the only one.
-        labeler: "policy" (the agent says whether a click is foreground), "srm" (a recalibration module that knows
+        labeler: "policy" (the agent says whether a click is foreground), "untrained" (a recalibration module that knows
             nothing yet, for those who train one) or the file of a trained one.
         stop: Whether there is an action that says so; only a labeler can do without.
         repeats: Whether a cell may be clicked again; likewise.
@@ -48,7 +48,7 @@ class SemanticSettings(Settings):
 
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {**Settings.limits, "max_images": (0, 10**6)}
     reset_options: ClassVar[tuple[str, ...]] = ("image", "points")
-    sight: ClassVar[Sight] = Clicks()
+    shown_prompts: ClassVar[ShownPrompts] = ShownClicks()
     has_cue: ClassVar[bool] = False
     whole_class: ClassVar[bool] = True
     given_clicks: ClassVar[int] = 8
@@ -57,8 +57,7 @@ class SemanticSettings(Settings):
         super().__post_init__()
         known = (NOTHING, TRUTH, LABELER)
         if self.first_clicks not in known:
-            hint = did_you_mean(self.first_clicks, known) or f"choose from {', '.join(known)}"
-            raise ValueError(f"first_clicks {self.first_clicks!r} is unknown; {hint}")
+            raise ValueError(unknown("first_clicks", self.first_clicks, known))
         if self.first_clicks == TRUTH and self.split != "train":
             raise ValueError(
                 f"first_clicks='truth' gives agents points of the truth, and the {self.split} split is there to "
@@ -67,23 +66,13 @@ class SemanticSettings(Settings):
         if self.labeler == POLICY and (self.first_clicks == LABELER or self.repeats or not self.stop):
             raise ValueError(
                 "first_clicks='labeler', repeats=True and stop=False go with a module that labels the clicks: "
-                "give labeler='srm' or a file"
+                "give labeler='untrained' or a file"
             )
 
     def rules(self) -> dict[str, Any]:
         """See `Settings.rules`; the CLIP is what the text is observed through, and a labeler is known by its hash."""
-        by_hash = {"labeler": sha256_of(self.labeler)} if self.labeler not in (POLICY, FRESH) else {}
+        by_hash = {"labeler": sha256_of(self.labeler)} if self.labeler not in (POLICY, UNTRAINED) else {}
         return {**super().rules(), **by_hash, "clip": self.clip}
-
-    @property
-    def labelled_by(self) -> str:
-        """See `Settings.labelled_by`."""
-        return self.labeler
-
-    @property
-    def begins_with(self) -> str:
-        """See `Settings.begins_with`."""
-        return self.first_clicks
 
     def choose(self, data: SegmentationData) -> SegmentationData:
         """See `Settings.choose`."""
@@ -205,7 +194,7 @@ class SamPromptSemanticEnv(EngineEnv):
     | `action_mode`  | "grid"        | the only one                                                         |
     | `max_prompts`  | 15            | prompts per episode                                                  |
     | `view_scale`   | 1.0           | side of the view over the image's longer side                        |
-    | `labeler`      | "policy"      | "srm": a module that knows nothing yet; or the file of a trained one, see Action Space |
+    | `labeler`      | "policy"      | "untrained": a module that knows nothing yet; or the file of a trained one, see Action Space |
     | `stop`, `repeats` | True, False | with a labeler, see Action Space                                    |
     | `first_clicks` | "nothing"     | "labeler" or "truth", see Starting State                            |
     | `max_images`   | 0             | only so many images of the split, drawn once for all; 0: all         |

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from sam_gym.boxes import Floats
+from sam_gym._utils.boxes import Floats
+from sam_gym._utils.naming import unknown
 from sam_gym.data import SegmentationData
 from sam_gym.envs.episode import ActionMode
 from sam_gym.envs.observers import check_observer
 from sam_gym.envs.rewards import parse_reward
-from sam_gym.envs.sights import Sight
-from sam_gym.naming import did_you_mean
+from sam_gym.envs.shown_prompts import ShownPrompts
 
 RESET_OPTIONS = ("image", "object", "cue")
 
@@ -79,7 +79,7 @@ class Settings(ABC):
     reset_options: ClassVar[tuple[str, ...]] = RESET_OPTIONS
     """What `reset(options=...)` may hold."""
 
-    sight: ClassVar[Sight]
+    shown_prompts: ClassVar[ShownPrompts]
     """How the prompts are shown to agents."""
 
     feeds_mask: ClassVar[bool] = True
@@ -93,6 +93,16 @@ class Settings(ABC):
 
     given_clicks: ClassVar[int] = 0
     """How many clicks an episode may be begun with, by the reset option "points"."""
+
+    @property
+    def labeler(self) -> str:
+        """Who says whether a click is foreground: "policy", "untrained" or a file, see `sam_gym.envs.labelling`."""
+        return "policy"
+
+    @property
+    def first_clicks(self) -> str:
+        """Where clicks come from that an episode begins with: "nothing", "truth" or "labeler"."""
+        return "nothing"
 
     def __post_init__(self) -> None:
         parse_reward(self.reward)
@@ -112,19 +122,8 @@ class Settings(ABC):
         known = [f.name for f in fields(cls)]
         for name in given:
             if name not in known:
-                hint = did_you_mean(name, known) or f"known are {', '.join(known)}"
-                raise TypeError(f"unknown argument {name!r}; {hint}")
+                raise TypeError(unknown("argument", name, known))
         return cls(**given)
-
-    @property
-    def labelled_by(self) -> str:
-        """Who says whether a click is foreground: "policy", "srm" or a file, see `sam_gym.envs.labelling`."""
-        return "policy"
-
-    @property
-    def begins_with(self) -> str:
-        """Where clicks come from that an episode begins with: "nothing", "truth" or "labeler"."""
-        return "nothing"
 
     def choose(self, data: SegmentationData) -> SegmentationData:
         """The images of a split that are used: all of them."""

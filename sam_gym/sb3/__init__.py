@@ -6,7 +6,9 @@ except ImportError as error:
     raise ImportError("sam_gym.sb3 needs Stable-Baselines3: pip install 'sam_gym[sb3]'") from error
 
 from sam_gym.sb3.cloning import Cloner, CloneSettings
-from sam_gym.sb3.policy import ALGORITHMS, BoxPolicy, ModelPrompter, SpatialPolicy, load_model
+from sam_gym.sb3.models import ALGORITHMS, ModelPrompter, load_model
+from sam_gym.sb3.policy import BoxPolicy, SpatialPolicy
+from sam_gym.sb3.saved import SavedAgent, save_agent
 from sam_gym.sb3.vec_env import SamVecEnv
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "Cloner",
     "ModelPrompter",
     "SamVecEnv",
+    "SavedAgent",
     "SpatialPolicy",
     "load_model",
+    "save_agent",
 ]

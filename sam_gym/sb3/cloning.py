@@ -14,13 +14,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sam_gym._utils.fetching import atomic_path
 from sam_gym.envs.base import EngineVectorEnv
-from sam_gym.fetching import atomic_path
 from sam_gym.sb3.policy import BoxPolicy, SpatialPolicy
 from sam_gym.sb3.teachers import teacher_of
+
+OBSERVED = ("maps", "embedding", "state")
+"""Observations that are kept of each state."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,16 @@ class Cloner:
 
     Args:
         policy: What is fitted; its optimizer is not used, PPO begins with a fresh one.
-        env: Training environment with autoreset_mode="SameStep", of actions that have a teacher.
+        env: Training environment, a vector with autoreset_mode="SameStep" and observation="full", of actions that
+            have a teacher.
         settings: See `CloneSettings`.
         folder: Where rounds are stored, so that an interrupted run goes on where it was.
         seed: Of choices between oracle and policy, and of batches.
         gamma: Discount of the returns that the value head learns.
         reward_scale: As the later PPO has it.
+
+    Raises:
+        ValueError: The environment is not as it has to be.
 
     Attributes:
         rounds: Rounds done so far.
@@ -92,6 +100,7 @@ class Cloner:
         gamma: float,
         reward_scale: float,
     ) -> None:
+        check_env(env)
         self.policy, self.env, self.settings, self.folder = policy, env, settings, folder
         self.gamma, self.reward_scale = gamma, reward_scale
         self.seed = seed
@@ -99,7 +108,7 @@ class Cloner:
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
         self.total_rounds = max(1, round(settings.total_timesteps / (settings.round_steps * env.num_envs)))
         self.rounds = 0
-        text = env.engine.text_embedding  # one for all episodes
+        text = env.text_embedding  # one for all episodes
         self._text = None if text is None else self._tensor(text)
         self._data: list[Samples] = []
         self._observations: dict[str, NDArray] | None = None
@@ -170,7 +179,7 @@ class Cloner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         history = []
-        fast = self.env.engine.backend.precision == "fast"  # then the convolutions may be bfloat16 as well
+        fast = self.env.backend.precision == "fast"  # then the convolutions may be bfloat16 as well
         for batch in self._batches(rng):
             with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=fast):
                 output, values = self.policy.outputs_and_values(batch["observations"])
@@ -199,7 +208,7 @@ class Cloner:
                 parts.setdefault("embedding", []).append(samples.embedding[samples.episode[rows]])
             arrays = {name: self._tensor(np.concatenate(column)) for name, column in parts.items()}
             flipped = self.teacher.turn(arrays, int(rng.integers(8)))
-            observations = {name: flipped[name] for name in ("maps", "embedding", "state")}
+            observations = {name: flipped[name] for name in OBSERVED}
             if self._text is not None:
                 observations["text"] = self._text.expand(len(picked), -1)
             yield {
@@ -234,6 +243,22 @@ class Cloner:
         for number in range(1, self.rounds + 1):
             with np.load(self.folder / f"round_{number:04d}.npz") as arrays:
                 self._data.append(Samples(**arrays))
+
+
+def check_env(env: EngineVectorEnv) -> None:
+    """Raise ValueError, in one sentence, unless a policy can be cloned in this environment as far as it can be seen."""
+    if not isinstance(env, EngineVectorEnv):
+        raise ValueError(f"cloning needs an unwrapped vector environment of sam_gym (gymnasium.make_vec), got {env!r}")
+    if env.autoreset_mode is not AutoresetMode.SAME_STEP:
+        raise ValueError(
+            f"cloning needs an environment with autoreset_mode='SameStep', not {env.autoreset_mode.value!r}"
+        )
+    seen = getattr(env.single_observation_space, "spaces", {})
+    if missing := [name for name in OBSERVED if name not in seen]:
+        raise ValueError(
+            f"cloning needs observations with {', '.join(OBSERVED)}, and these have no {' and no '.join(missing)}: "
+            f"make the environment with observation='full', not {env.settings.observation!r}"
+        )
 
 
 def _returns(rewards: NDArray, ended: NDArray[np.bool_], gamma: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
 
+from sam_gym._utils.fetching import atomic_path
 from sam_gym.envs.base import EngineVectorEnv
-from sam_gym.fetching import atomic_path
 from sam_gym.sb3.teachers import turn
 from sam_gym.semantics.recalibration import RecalibrationModule, place_shares, recalibration_loss
 
@@ -63,14 +63,14 @@ class Recalibrator:
     """
 
     def __init__(self, env: EngineVectorEnv, settings: RecalibratingSettings, seed: int) -> None:
-        labeler = env.engine.labeler
+        labeler = env.labeler
         if labeler is None:
-            raise ValueError("there is nobody to recalibrate: make the environment with labeler='srm'")
+            raise ValueError("there is nobody to recalibrate: make the environment with labeler='untrained'")
         if env.settings.split != "train":
             raise ValueError(f"the recalibration module learns from truths: not from the {env.settings.split} split")
         self.env, self.settings, self.seed = env, settings, seed
         self.labeler = labeler
-        backend = env.engine.backend
+        backend = env.backend
         module = RecalibrationModule(
             settings.branch, backend.embedding_channels, context=settings.context, seed=seed
         ).to(memory_format=torch.channels_last)
@@ -87,7 +87,7 @@ class Recalibrator:
         there was a mask, since that is what first clicks are chosen from.
         """
         embeddings, masks, maps, truths, inside = self._batch()
-        fast = self.env.engine.backend.precision == "fast"
+        fast = self.env.backend.precision == "fast"
         losses = []
         for _ in range(self.settings.updates):
             rng = np.random.default_rng([self.seed, self.updates])
@@ -110,7 +110,7 @@ class Recalibrator:
         while self.warmed_up < self.settings.warm_up:
             rng = np.random.default_rng([self.seed, 1, self.warmed_up])
             allowed = self.env.action_masks()
-            if (stop := self.env.engine.actions.stop) is not None:
+            if (stop := self.env.actions.stop) is not None:
                 allowed[:, stop] = ~allowed[:, :stop].any(axis=1)
             self.env.step(np.array([rng.choice(np.flatnonzero(row)) for row in allowed]))
             loss = self.update()
@@ -132,7 +132,7 @@ class Recalibrator:
 
     def resume(self, path: Path) -> None:
         """Go on where `store` wrote it down."""
-        stored = torch.load(path, map_location=self.env.engine.backend.device, weights_only=True)
+        stored = torch.load(path, map_location=self.env.backend.device, weights_only=True)
         self.module.load_state_dict(stored["module"])
         self._optimizer.load_state_dict(stored["optimizer"])
         self.updates, self.warmed_up = int(stored["updates"]), int(stored["warmed_up"])
@@ -141,7 +141,7 @@ class Recalibrator:
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
         """Embeddings, masks, similarity maps or None, truths and shares inside the image, of a batch."""
-        episodes = self.env.engine.episodes
+        episodes = self.env.episodes
         rows = np.arange(len(episodes))
         begun = rows[(episodes.prompts == 0) & episodes.decoded]
         embeddings, masks, maps = self.labeler.inputs(rows)
@@ -154,13 +154,12 @@ class Recalibrator:
 
     def _truth(self, row: int) -> tuple[Tensor, Tensor]:
         """Share of foreground, and of the image, in each place of a row's view: twice (2g, 2g)."""
-        engine = self.env.engine
-        episodes = engine.episodes
+        episodes = self.env.episodes
         view: NDArray[np.float32] = episodes.view[row]
         key = int(episodes.image[row]), int(episodes.object_id[row]), view.tobytes()
         if key not in self._truths:
-            share, inside = place_shares(engine.truth(row), view, 2 * self.module.settings.grid)
-            device = engine.backend.device
+            share, inside = place_shares(self.env.truth(row), view, 2 * self.module.settings.grid)
+            device = self.env.backend.device
             self._truths[key] = torch.as_tensor(share, device=device), torch.as_tensor(inside, device=device)
         return self._truths[key]
 

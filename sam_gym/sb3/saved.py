@@ -1,6 +1,7 @@
 """`SavedAgent`: a model file and what it says of itself: which task it was trained for, and how it acts and observes.
 
-So that `sam-gym` needs nothing but the file. It trains nothing and evaluates nothing.
+So that `sam-gym` needs nothing but the file. `save_agent` writes such files. Files without `sam_gym.json`, which
+Stable-Baselines3 wrote alone, are known by their spaces. Nothing is trained or evaluated here.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import copy
 import io
 import math
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,42 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.save_util import load_from_zip_file
 
+from sam_gym._utils.fetching import atomic_path
+from sam_gym._utils.naming import first_line
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.box_refine import SamBoxRefineVectorEnv
 from sam_gym.envs.observations import MAPS, STATE
 from sam_gym.envs.prompt import SamPromptVectorEnv
-from sam_gym.envs.sights import Sight
-from sam_gym.fetching import atomic_path
-from sam_gym.naming import first_line
-from sam_gym.sb3.policy import ModelPrompter, load_model
+from sam_gym.envs.shown_prompts import ShownPrompts
+from sam_gym.sb3.description import ALGORITHMS, BESIDE, MEMBER, Description, describe, of_model
+from sam_gym.sb3.models import ModelPrompter, load_model
 
 TASKS: dict[str, tuple[type[EngineVectorEnv], tuple[str, ...]]] = {
     "SamPrompt": (SamPromptVectorEnv, ("grid", "point", "box")),
     "SamBoxRefine": (SamBoxRefineVectorEnv, ("continuous", "discrete")),
 }
-"""Task -> its vector environment, and its action modes."""
+"""Task that begins with a box -> its vector environment, and its action modes."""
+
+
+def save_agent(model: MaskablePPO | PPO, file: str | Path, env: Any = None) -> None:
+    """Save a model together with what it needs of an environment, so that `sam-gym` can use the file alone.
+
+    It stays a file that the algorithm's own `load` reads.
+
+    Args:
+        model: The model.
+        file: Where to; replaced if it is there.
+        env: As for `describe`: the environment that it was trained in, by default the model's own.
+
+    Raises:
+        ValueError: As `describe`.
+    """
+    description = describe(model, env)
+    with atomic_path(Path(file)) as path:
+        with open(path, "wb") as target:
+            model.save(target)
+        with zipfile.ZipFile(path, "a") as archive:
+            description.write(archive)
 
 
 @dataclass(frozen=True)
@@ -41,32 +64,51 @@ class SavedAgent:
     Attributes:
         file: Where it lies.
         model: The model.
-        task: Key of `TASKS`; None if its spaces are of none of them.
-        settings: Settings that an environment needs for it: action_mode, observation, grid, and max_prompts where the
-            file says so; empty without a task. What a file does not say (view_scale) is left to the task's defaults.
+        task: First part of the ids of the environments it acts in; None if nobody knows.
+        settings: Settings that an environment needs for it: action_mode, observation, grid, max_prompts, view_scale. An
+            old file does not say all of them, which is then left to the task's defaults; empty without a task.
+        description: What the file says of itself; None for an old one.
     """
 
     file: Path
     model: MaskablePPO | PPO
     task: str | None
     settings: dict[str, Any]
+    description: Description | None = None
 
     @classmethod
     def load(cls, file: Path, device: str = "auto") -> SavedAgent:
         """Load a model. Its file can run code, so it must come from somebody you trust.
 
         Raises:
-            ValueError: The file is no model of PPO (continuous actions) or MaskablePPO (discrete ones).
+            ValueError: The file is no model of PPO or MaskablePPO; or what it says of itself is not so.
         """
         try:
-            data, _, _ = load_from_zip_file(file, device="cpu")
-            assert data is not None, "load_data is on"
-            action_space, observation_space = data["action_space"], data["observation_space"]
-            model = load_model(file, action_space, device=device)
+            said = Description.read(file)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{file} is not a model that PPO or MaskablePPO saved: {first_line(error)}") from error
+        try:
+            if said is not None:
+                model = ALGORITHMS[said.algorithm].load(file, device=device)
+            else:
+                data, _, _ = load_from_zip_file(file, device="cpu")
+                assert data is not None, "load_data is on"
+                action_space, observation_space = data["action_space"], data["observation_space"]
+                model = load_model(file, action_space, device=device)
         except (ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{file} is not a model that PPO or MaskablePPO saved: {first_line(error)}") from error
-        task, settings = _task_of(action_space, observation_space)
-        return cls(file, model, task, settings)
+        if said is None:
+            return cls(file, model, *_task_of(action_space, observation_space))
+        identity = ModelPrompter(model).identity
+        if identity != said.identity:
+            raise ValueError(
+                f"{file} holds weights {identity}, but its {MEMBER} is of weights {said.identity}: take the file as it "
+                "was saved, or save the changed model with sam_gym.sb3.save_agent"
+            )
+        settings = dict(said.settings)
+        if settings.get("labeler") == BESIDE:
+            settings["labeler"] = str(file.with_suffix(".safetensors"))
+        return cls(file, model, said.task, settings, said)
 
     @property
     def identity(self) -> str:
@@ -76,8 +118,12 @@ class SavedAgent:
     def save_for_use(self, file: Path) -> None:
         """Write the model compressed, and without what only further training needs.
 
-        That is the optimizer's state, and the last observations of the training, which hold parts of its images.
+        That is the optimizer's state, and the last observations of the training, which hold parts of its images. What
+        the model says of itself is kept; where it said nothing, it now says what its spaces tell.
         """
+        present = of_model(self.model)
+        said = self.description
+        description = Description(self.task, self.settings, **present) if said is None else replace(said, **present)
         fresh, whole = copy.copy(self.model), io.BytesIO()
         for name in ("_last_obs", "_last_original_obs", "_last_episode_starts", "ep_info_buffer", "ep_success_buffer"):
             setattr(fresh, name, None)
@@ -89,20 +135,23 @@ class SavedAgent:
             with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
                 for name in source.namelist():
                     target.writestr(zipfile.ZipInfo(name), source.read(name), zipfile.ZIP_DEFLATED)
+                description.write(target)
 
     @property
     def env_class(self) -> type[EngineVectorEnv]:
-        """The vector environment of its task; ValueError if there is none."""
-        if self.task is None:
-            spaces = f"it acts in {self.model.action_space} and sees {self.model.observation_space}"
+        """The vector environment of its task; ValueError if that is none that begins with a box."""
+        if self.task not in TASKS:
+            seen = f"it acts in {self.model.action_space} and sees {self.model.observation_space}"
             raise ValueError(
-                f"{self.file} was trained for no task that begins with a box ({', '.join(TASKS)}): {spaces}"
+                f"{self.file} was trained for no task that begins with a box ({', '.join(TASKS)}): "
+                + (seen if self.task is None else f"it says that it was for {self.task}")
             )
         return TASKS[self.task][0]
 
     def check_task(self, task: str) -> None:
         """Raise ValueError if this model is known to act in another task than `task` (the first part of an id)."""
-        if self.task is not None and task in TASKS and task != self.task:
+        known = self.task is not None and (self.description is not None or task in TASKS)
+        if known and task != self.task:
             raise ValueError(f"{self.file} was trained for {self.task}, not for {task}")
 
     def prompter(self, env: EngineVectorEnv) -> ModelPrompter:
@@ -118,9 +167,11 @@ class SavedAgent:
             differing = "; ".join(
                 f"{name} {_short(trained.get(name))}, here {_short(here.get(name))}" for name in names
             )
+            said = self.description
+            by = "" if said is None or said.checkpoint is None else f"; its checkpoint was {said.checkpoint}"
             raise ValueError(
                 f"{self.file} does not fit this environment with checkpoint {env.settings.checkpoint!r}. It was trained"
-                f" with {differing}"
+                f" with {differing}{by}"
             )
         return ModelPrompter(self.model)
 
@@ -136,7 +187,7 @@ def _task_of(action_space: spaces.Space, observation_space: spaces.Space) -> tup
     if "clicks" in seen:
         settings["max_prompts"] = int((seen["clicks"].shape or (0,))[0])
     for task, (env, modes) in TASKS.items():
-        for mode in modes if _shows(env.settings_class.sight, seen) else ():
+        for mode in modes if _shows(env.settings_class.shown_prompts, seen) else ():
             wanted = {**settings, "action_mode": mode}
             if env.settings_class.parse(wanted).actions().space == action_space:
                 return task, wanted
@@ -148,13 +199,13 @@ def _named(space: spaces.Space) -> dict[str, spaces.Space]:
     return dict(space.spaces) if isinstance(space, spaces.Dict) else {"observation": space}
 
 
-def _shows(sight: Sight, seen: dict[str, spaces.Space]) -> bool:
+def _shows(shown: ShownPrompts, seen: dict[str, spaces.Space]) -> bool:
     if "reference" in seen:
-        return sight.name in seen
+        return shown.name in seen
     if not {"maps", "state"} <= seen.keys():
         return False
     maps, state = (seen[name].shape or (0,) for name in ("maps", "state"))
-    return maps[0] == len(MAPS) + len(sight.channels) and state[0] == len(STATE) + len(sight.numbers)
+    return maps[0] == len(MAPS) + len(shown.channels) and state[0] == len(STATE) + len(shown.numbers)
 
 
 def _short(space: spaces.Space | None) -> str:

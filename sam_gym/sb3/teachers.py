@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sam_gym.envs.base import EngineVectorEnv
-from sam_gym.envs.box_refine import SideMoves
+from sam_gym.envs.box_refine import BoxRefineSettings, SideMoves
 from sam_gym.envs.episode import GridActions
 from sam_gym.envs.labelling import LabelledCells
-from sam_gym.envs.observations import STATE
+from sam_gym.envs.shown_prompts import BOX, MASK_BOX
 from sam_gym.prompters import click_scores, labelled_scores, oracle_box
 
 
@@ -69,11 +69,11 @@ class ClickTeacher(Teacher):
         """See `Teacher.label`; where a module labels the clicks, a cell counts with the label it would get now."""
         allowed = env.action_masks()
         scores: Iterable[NDArray[np.float32]]
-        if isinstance(env.engine.actions, LabelledCells):
-            scores = labelled_scores(env.engine)
+        if isinstance(env.actions, LabelledCells):
+            scores = labelled_scores(env)
         else:
-            scores = [click_scores(env.engine, row) for row in range(env.num_envs)]
-        signs = 1 if isinstance(env.engine.actions, LabelledCells) else 2
+            scores = [click_scores(env, row) for row in range(env.num_envs)]
+        signs = 1 if isinstance(env.actions, LabelledCells) else 2
         pairs = zip(scores, allowed, strict=True)
         return np.stack([click_target(s, a, self.sharpness, signs) for s, a in pairs]), allowed
 
@@ -133,11 +133,11 @@ class BoxTeacher(Teacher):
 
     def turn(self, arrays: dict[str, Tensor], which: int) -> dict[str, Tensor]:
         """See `Teacher.turn`."""
-        state, first = arrays["state"].clone(), len(STATE)
-        for start in (first, first + 4):
-            box = state[:, start : start + 4]
+        state, shown = arrays["state"].clone(), BoxRefineSettings.shown_prompts
+        for sides in (shown.entries(*BOX), shown.entries(*MASK_BOX)):
+            box = state[:, sides]
             seen = (box[:, 2:] > box[:, :2]).any(dim=1, keepdim=True)  # zeros stand for an empty mask
-            state[:, start : start + 4] = torch.where(seen, _turn_sides(box, which, lambda x: 1 - x), box)
+            state[:, sides] = torch.where(seen, _turn_sides(box, which, lambda x: 1 - x), box)
         return {
             **arrays,
             **{name: turn(arrays[name], which) for name in ("maps", "embedding")},
@@ -171,14 +171,18 @@ def teacher_of(env: EngineVectorEnv, sharpness: float) -> Teacher:
     """The teacher for an environment's kind of action.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none; says which actions have one.
     """
-    actions = env.engine.actions
+    actions = env.actions
     if isinstance(actions, GridActions) or (isinstance(actions, LabelledCells) and actions.stop is not None):
         return ClickTeacher(sharpness)
-    if isinstance(env.engine.actions, SideMoves):
+    if isinstance(actions, SideMoves):
         return BoxTeacher()
-    raise ValueError(f"there is nobody to clone for action_mode={env.settings.action_mode!r}")
+    without = " without stop" if isinstance(actions, LabelledCells) else ""
+    raise ValueError(
+        f"there is nobody to clone for action_mode={env.settings.action_mode!r}{without}: the oracles teach clicks on "
+        "the grid with stop (action_mode='grid'), and SamBoxRefine's moves (action_mode='continuous')"
+    )
 
 
 def click_target(

@@ -9,7 +9,6 @@ This file neither prepares images (`sam_gym.semantics.views`) nor compares them 
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam_gym.devices import resolve_device
-from sam_gym.naming import first_line
+from sam_gym._utils.devices import resolve_device
+from sam_gym._utils.naming import first_line, question
 from sam_gym.sam.cache import EmbeddingCache
 
 MICRO = "clip-micro"
@@ -255,10 +254,8 @@ def _known_architecture(name: str, architecture: str, open_clip: ModuleType) -> 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
     """The known words nearest to one, as a question, or all of them if they are few and none is near."""
-    lowered = {one.lower(): one for one in known}
-    near = [lowered[one] for one in difflib.get_close_matches(word.lower(), lowered, n=4, cutoff=0.5)]
-    if near:
-        return f"Did you mean {_either(near)}?"
+    if asked := question(word, known, n=4):
+        return asked.lstrip()
     return f"There is {_either(known)}." if 0 < len(known) <= 12 else "open_clip.list_pretrained() lists all."
 
 

@@ -36,8 +36,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sam_gym.fetching import atomic_path
-from sam_gym.naming import did_you_mean, first_line
+from sam_gym._utils.fetching import atomic_path
+from sam_gym._utils.naming import first_line, unknown
 from sam_gym.sam.tuning import dice_loss
 
 BRANCHES = ("implicit", "explicit")
@@ -68,8 +68,7 @@ class RecalibrationSettings:
 
     def __post_init__(self) -> None:
         if self.branch not in BRANCHES:
-            hint = did_you_mean(self.branch, BRANCHES) or f"choose from {', '.join(BRANCHES)}"
-            raise ValueError(f"branch {self.branch!r} of the recalibration module is unknown; {hint}")
+            raise ValueError(unknown("branch of the recalibration module", self.branch, BRANCHES))
         if self.width % GROUPS or self.width % self.heads:
             raise ValueError(f"width={self.width} must be a multiple of {GROUPS} and of heads={self.heads}")
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sam_gym.devices import resolve_device
+from sam_gym._utils.devices import resolve_device
 from sam_gym.semantics.models import MICRO, ClipModel, load_clip
 from sam_gym.semantics.views import MARGIN, check_regions, check_view, region_views
 

@@ -19,8 +19,8 @@ from typing import Annotated
 import torch
 import tyro
 
+from sam_gym._utils.progress import progress_bar
 from sam_gym.data import DataUnavailableError, load_data
-from sam_gym.progress import progress_bar
 from sam_gym.semantics.models import ClipError, ClipModel
 from sam_gym.semantics.scorer import RegionScorer
 from sam_gym.semantics.training import ClipTrainer, ClipTrainingSettings

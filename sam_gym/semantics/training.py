@@ -26,9 +26,9 @@ from open_clip import ClipLoss
 from open_clip.transformer import PatchDropout
 from torch import Tensor, nn
 
+from sam_gym._utils.fetching import atomic_path, sha256_of
+from sam_gym._utils.progress import progress_bar
 from sam_gym.data import SegmentationData
-from sam_gym.fetching import atomic_path, sha256_of
-from sam_gym.progress import progress_bar
 from sam_gym.semantics.captions import CLASSES, captions
 from sam_gym.semantics.models import ClipModel, untrained_micro
 from sam_gym.semantics.regions import RegionSource, nuclei_scenes, section_scene, smear_scene

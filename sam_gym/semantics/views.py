@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from sam_gym.boxes import tight_box
-from sam_gym.naming import did_you_mean
+from sam_gym._utils.boxes import tight_box
+from sam_gym._utils.naming import unknown
 
 VIEWS = ("masked", "cropped", "blurred")
 """Outside of the mask: the model's mean colour; left as it is; blurred."""
@@ -104,7 +104,7 @@ def whole_views(images: Sequence[NDArray[np.uint8]], clip: Preprocessing, tiles:
 def check_view(view: str) -> None:
     """Raise ValueError unless this is one of `VIEWS`."""
     if view not in VIEWS:
-        raise ValueError(f"view {view!r} is unknown; choose from {', '.join(VIEWS)}. {did_you_mean(view, VIEWS)}")
+        raise ValueError(unknown("view", view, VIEWS))
 
 
 def check_images(images: Sequence[NDArray[np.uint8]], tiles: int = 1) -> None:

@@ -1,0 +1,1 @@
+"""What all rooms need and none is about: boxes, devices, names in messages, progress bars, downloads."""

@@ -1,0 +1,333 @@
+"""`evaluate`: one prompter over every object of a split, exactly once, from fixed cues -> a `Record`.
+
+`evaluate_stored` keeps records on disk, `make_evaluation_env` makes the environment; what a record says is in
+`sam_gym.evaluation.records`, tables and pictures are not here either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_gym._utils.fetching import write_json
+from sam_gym._utils.progress import progress_bar
+from sam_gym.data import SegmentationData
+from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.envs.settings import Settings
+from sam_gym.evaluation.metrics import boundary_iou
+from sam_gym.evaluation.records import EpisodeCase, Record, is_record
+from sam_gym.prompters import Prompter
+from sam_gym.sam.backend import SamBackend
+from sam_gym.sam.checkpoints import checkpoint_id
+
+SCRIPTED = "sam_gym.prompters"
+
+EPISODE_LIST_VERSION = 1
+"""Changes whenever the rule by which cue boxes are drawn for evaluation changes."""
+
+
+def episode_list(data: SegmentationData, settings: Settings) -> list[EpisodeCase]:
+    """The fixed episodes of a split: every object once, its cue drawn from a generator seeded by what it is.
+
+    The cue of an object does not depend on which other objects are in the split.
+
+    Args:
+        data: The split.
+        settings: Say how a cue is drawn (`Settings.draw_cue`); nothing else of them counts.
+    """
+    cases = []
+    for image, object_id, tight in zip(data.objects.image_index, data.objects.object_id, data.objects.box, strict=True):
+        name = f"{EPISODE_LIST_VERSION}/{data.source}/{data.image_ids[image]}/{object_id}"
+        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
+        height, width = data.image(int(image)).shape[:2]
+        cue = settings.draw_cue(tight, (height, width), rng).tolist() if settings.has_cue else None
+        cases.append(EpisodeCase(int(image), int(object_id), cue and tuple(cue)))
+    return cases
+
+
+def episode_list_hash(cases: Sequence[EpisodeCase]) -> str:
+    """Sha256 of an episode list."""
+    return hashlib.sha256(json.dumps([asdict(case) for case in cases]).encode()).hexdigest()
+
+
+def make_evaluation_env(env_id: str, split: str, num_envs: int = 16, **settings: Any) -> EngineVectorEnv:
+    """The vector environment that `evaluate` needs: one split, every reset left to the caller.
+
+    Args:
+        env_id: A registered id of this suite.
+        split: "train", "val" or "test".
+        num_envs: How many episodes share a decode.
+        **settings: Of the environment, as for `gymnasium.make_vec`.
+    """
+    return gymnasium.make_vec(
+        env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", split=split, autoreset_mode="Disabled",
+        **settings,
+    )  # type: ignore[return-value]  # fmt: skip
+
+
+def select_cases(env: EngineVectorEnv, max_objects: int | None) -> list[EpisodeCase]:
+    """The fixed episodes of the environment's split, or `max_objects` of them, evenly spread over the list.
+
+    Raises:
+        ValueError: `max_objects` is below 1.
+    """
+    cases = episode_list(env.data, env.settings)
+    if max_objects is None or max_objects >= len(cases):
+        return cases
+    if max_objects < 1:
+        raise ValueError(f"an evaluation needs at least one object, got {max_objects}")
+    return [cases[i] for i in np.linspace(0, len(cases) - 1, max_objects).round().astype(int)]
+
+
+def evaluation_provenance(prompter: Prompter, env: EngineVectorEnv, cases: Sequence[EpisodeCase]) -> dict[str, Any]:
+    """What a record's numbers depend on, JSON-able: equal provenance of scripted or saved prompters, equal numbers."""
+    data, settings = env.data, env.settings
+    return {
+        "split": data.split,
+        "data": data.name,
+        "source": data.source,
+        "data_hash": data.hash(),
+        "episode_list": {"version": EPISODE_LIST_VERSION, "sha256": episode_list_hash(cases)},
+        "checkpoint": checkpoint_id(settings.checkpoint),
+        "precision": env.backend.precision,
+        **settings.rules(),
+        "reward": settings.reward,
+        "policy": identity_of(prompter),
+    }
+
+
+def identity_of(prompter: Prompter) -> str:
+    """What tells a prompter from others in records: its `identity`, else its module and name.
+
+    A function is known by its name alone: give it an `identity` where its code changes and records of it are kept.
+
+    Example:
+        >>> from sam_gym.prompters import RandomPrompter, box_only
+        >>> identity_of(box_only), identity_of(RandomPrompter(3))
+        ('sam_gym.prompters.box_only', 'sam_gym.prompters.RandomPrompter(seed=3)')
+    """
+    named = prompter if hasattr(prompter, "__qualname__") else type(prompter)
+    # Scripted prompters are known by the package that hands them on, in whichever of its files they are written
+    module = SCRIPTED if named.__module__.startswith(f"{SCRIPTED}.") else named.__module__
+    return getattr(prompter, "identity", f"{module}.{named.__qualname__}")
+
+
+def encode_images(backend: SamBackend, splits: Iterable[SegmentationData]) -> None:
+    """Run the encoder over all images of some splits, with a bar: afterwards no reset needs it."""
+    images = [split.image(index) for split in splits for index in range(len(split.image_ids))]
+    with progress_bar("encoding", len(images), "image") as bar:
+        for image in images:
+            backend.encode([image])
+            bar.update()
+
+
+def evaluate(
+    prompter: Prompter,
+    env: EngineVectorEnv | str,
+    split: str | None = None,
+    *,
+    name: str | None = None,
+    max_objects: int | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Record:
+    """Let a prompter work on every object of a split, each exactly once.
+
+    For example, `evaluate(uncertainty, "SamPrompt-WBC-v0", "val", data="real")`.
+
+    Args:
+        prompter: Chooses the actions: a scripted one, a `sam_gym.sb3.ModelPrompter`, or a function of your own.
+        env: Id of an environment; or a vector environment with autoreset_mode="Disabled", which is reset and stepped.
+        split: "test" by default; that of the environment where one is given.
+        name: What to call it in tables; default what `identity_of` says.
+        max_objects: Take only so many objects, evenly spread over the split's list; for quick looks while training.
+        progress: Show a bar.
+        **settings: As for `make_evaluation_env`, where an id is given.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: The environment resets by itself or is of another split; settings are given beside an environment;
+            or `max_objects` is below 1.
+    """
+    if isinstance(env, str):
+        env = make_evaluation_env(env, split or "test", **settings)
+    elif settings or split not in (None, env.settings.split):
+        given = ", ".join(settings) or f"split={split!r}"
+        raise ValueError(f"{given} cannot be had of an environment that is made already: give its id instead")
+    if env.autoreset_mode.value != "Disabled":
+        raise ValueError("evaluate() poses each episode itself: make the environment with autoreset_mode='Disabled'")
+    name = identity_of(prompter) if name is None else name
+    cases = select_cases(env, max_objects)
+    log = _Log(len(cases), env)
+    started = time.perf_counter()
+    n, backend = env.num_envs, env.backend
+    everyone = np.ones(n, np.bool_)
+    current = np.full(n, -1)  # which case each row works on; -1: a spare run whose result is not taken
+    waiting = iter(range(len(cases)))
+    finished = np.ones(n, np.bool_)
+    with progress_bar(name, len(cases), "object", shown=progress) as bar:
+        while True:
+            for row in np.flatnonzero(finished):
+                current[row] = next(waiting, -1)
+            if (current < 0).all():
+                break
+            decoded = backend.masks_decoded
+            observations = _pose(env, finished, [cases[max(c, 0)] for c in current])
+            log.share_decodes(current, finished, backend.masks_decoded - decoded)
+            log.note(current, finished)
+            finished = np.zeros(n, np.bool_)
+            while not finished.any():
+                decoded = backend.masks_decoded
+                actions = prompter(observations, env)
+                log.share_decodes(current, everyone, backend.masks_decoded - decoded)
+                observations, rewards, terminated, truncated, _ = env.step(actions)
+                log.reward(current, rewards)
+                log.note(current, everyone)
+                finished = terminated | truncated
+            log.close(current, finished)
+            bar.update(int((finished & (current >= 0)).sum()))
+    seconds = round(time.perf_counter() - started, 1)
+    provenance = evaluation_provenance(prompter, env, cases)
+    return Record(name, cases=cases, provenance=provenance, seconds=seconds, **log.columns())
+
+
+def is_current(
+    stored: Mapping[str, Any], prompter: Prompter, env: EngineVectorEnv, max_objects: int | None = None
+) -> bool:
+    """Whether a stored record is what `evaluate` would find: of the same episodes, data, SAM, rules and policy."""
+    return is_record(stored) and _covers(stored, evaluation_provenance(prompter, env, select_cases(env, max_objects)))
+
+
+def _covers(stored: Mapping[str, Any], provenance: Mapping[str, Any]) -> bool:
+    """Whether what is stored says of itself all that `provenance` says; it may say more."""
+    return {**stored["provenance"], **json.loads(json.dumps(provenance))} == stored["provenance"]
+
+
+def kept(
+    file: Path,
+    provenance: Mapping[str, Any],
+    make: Callable[[], Mapping[str, Any]],
+    valid: Callable[[Mapping[str, Any]], bool] = lambda content: True,
+) -> tuple[Mapping[str, Any], bool]:
+    """What a file holds, if it is of this provenance; else what `make` gives, which the file holds then.
+
+    Args:
+        file: JSON, with an entry "provenance".
+        provenance: What the content depends on.
+        make: Makes the content, that entry included.
+        valid: Whether content is of a form that can be read.
+
+    Returns:
+        The content, and whether it was there already.
+    """
+    if file.is_file():
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if valid(stored) and _covers(stored, provenance):
+            return stored, True
+    made = make()
+    write_json(file, made)
+    return made, False
+
+
+def evaluate_stored(
+    prompter: Prompter, name: str, env: EngineVectorEnv, file: Path, *, max_objects: int | None = None
+) -> tuple[Record, bool]:
+    """`evaluate`, unless `file` holds the record of the same episodes, SAM and policy already; else it does then.
+
+    Returns:
+        The record, and whether it is the one that was stored.
+    """
+
+    def make() -> dict[str, Any]:
+        return evaluate(prompter, env, name=name, max_objects=max_objects).to_json()
+
+    provenance = evaluation_provenance(prompter, env, select_cases(env, max_objects))
+    content, taken = kept(file, provenance, make, is_record)
+    return Record.from_json(content), taken
+
+
+def evaluate_entries(
+    entries: Mapping[str, Prompter], env: EngineVectorEnv, folder: Path, max_objects: int | None
+) -> list[Record]:
+    """Evaluate each entry on the environment's split, skipping those whose record is in `folder` already.
+
+    A stored record counts only if it is of the same episodes, SAM and policy.
+    """
+    encode_images(env.backend, [env.data])
+    records = []
+    for name, prompter in entries.items():
+        file = record_file(folder, name)
+        there = file.is_file()
+        record, taken = evaluate_stored(prompter, name, env, file, max_objects=max_objects)
+        if taken:
+            print(f"{name:>14}: taken from {file}", file=sys.stderr)
+        elif there:
+            print(f"{name:>14}: {file} was of other episodes or weights; evaluated anew", file=sys.stderr)
+        records.append(record)
+    return records
+
+
+def record_file(folder: Path, name: str) -> Path:
+    """Where `evaluate_entries` keeps the record of a prompter."""
+    return folder / f"{name.replace(' ', '_')}.json"
+
+
+def _pose(env: EngineVectorEnv, rows: NDArray[np.bool_], cases: list[EpisodeCase]) -> dict[str, NDArray]:
+    poses = [case.pose() for case in cases]
+    options = {name: [pose[name] for pose in poses] for name in poses[0]}
+    return env.reset(options={**options, "reset_mask": rows})[0]
+
+
+class _Log:
+    """What is measured of each case while its episode runs, one row a case."""
+
+    def __init__(self, cases: int, env: EngineVectorEnv) -> None:
+        self._env = env
+        self._iou = np.full((cases, env.settings.max_prompts + 1), np.nan)
+        self._prompts, self._area = (np.zeros(cases, np.int64) for _ in range(2))
+        self._dice, self._boundary_iou, self._other_decodes, self._returns = (np.zeros(cases) for _ in range(4))
+
+    def note(self, current: NDArray, rows: NDArray[np.bool_]) -> None:
+        """Take the IoU of `rows` down; `current` says which case a row works on."""
+        counted = rows & (current >= 0)
+        env = self._env
+        self._iou[current[counted], env.episodes.prompts[counted]] = env.quality.iou[counted]
+
+    def reward(self, current: NDArray, rewards: NDArray[np.float64]) -> None:
+        """Add what a step of all rows was rewarded with."""
+        self._returns[current[current >= 0]] += rewards[current >= 0]
+
+    def share_decodes(self, current: NDArray, rows: NDArray[np.bool_], masks: int) -> None:
+        """Share out among `rows` what was decoded to begin their episodes, or by the prompter to choose actions."""
+        self._other_decodes[current[rows & (current >= 0)]] += masks / rows.sum()
+
+    def close(self, current: NDArray, finished: NDArray[np.bool_]) -> None:
+        """Measure the last masks of the rows whose episodes have ended, at full resolution."""
+        env = self._env
+        for row in np.flatnonzero(finished & (current >= 0)).tolist():
+            case, mask = current[row], env.mask(row)
+            self._prompts[case], self._area[case] = env.episodes.prompts[row], np.count_nonzero(mask)
+            self._dice[case], self._boundary_iou[case] = env.quality.dice[row], boundary_iou(mask, env.truth(row))
+
+    def columns(self) -> dict[str, NDArray]:
+        """The columns of a `Record`, rounded as it wants them."""
+        for step in range(1, self._iou.shape[1]):  # carry the last value on
+            missing = np.isnan(self._iou[:, step])
+            self._iou[missing, step] = self._iou[missing, step - 1]
+        return {
+            "iou": self._iou.round(6), "prompts": self._prompts, "dice": self._dice.round(6),
+            "boundary_iou": self._boundary_iou.round(6), "area": self._area,
+            "decodes": (self._prompts + self._other_decodes).round(6), "returns": self._returns.round(6),
+        }  # fmt: skip

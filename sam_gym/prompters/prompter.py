@@ -1,0 +1,43 @@
+"""What a prompter is, and the two questions that those on a grid ask of an environment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from numpy.typing import NDArray
+
+from sam_gym.envs.episode import Cells, GridActions
+
+if TYPE_CHECKING:
+    from sam_gym.envs.base import EngineVectorEnv
+
+
+class Prompter(Protocol):
+    """Anything that chooses actions for a batch of episodes."""
+
+    def __call__(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray:
+        """Choose one action per sub-environment.
+
+        Args:
+            observations: Of all N sub-environments, stacked.
+            env: The environment itself, for `action_masks()`; oracles also take the truth from it.
+
+        Returns:
+            N actions.
+        """
+        ...
+
+
+def cells_of(env: EngineVectorEnv) -> Cells:
+    """The cells that can be clicked; ValueError where actions are no clicks on a grid."""
+    if not isinstance(env.actions, Cells):
+        raise ValueError(f"this prompter clicks on the grid; action_mode is {env.settings.action_mode!r}")
+    return env.actions
+
+
+def grid_of(env: EngineVectorEnv) -> GridActions:
+    """The same where the prompter labels its clicks; ValueError where a module does."""
+    cells = cells_of(env)
+    if not isinstance(cells, GridActions):
+        raise ValueError("this prompter labels its clicks itself; here a module does: make the environment without one")
+    return cells

@@ -1,0 +1,58 @@
+"""Trained models: which algorithm goes with which policy, how a file is loaded, and a model as a prompter."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from gymnasium import spaces
+from numpy.typing import NDArray
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from stable_baselines3 import PPO
+from torch import nn
+
+from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.sb3.policy import BoxPolicy, SpatialPolicy
+
+ALGORITHMS: dict[str, tuple[type[MaskablePPO] | type[PPO], type[SpatialPolicy] | type[BoxPolicy]]] = {
+    "SpatialPolicy": (MaskablePPO, SpatialPolicy),
+    "BoxPolicy": (PPO, BoxPolicy),
+}
+"""Name of a policy -> the algorithm that trains it, and its class."""
+
+
+def load_model(file: str | Path, action_space: spaces.Space, **kwargs: Any) -> MaskablePPO | PPO:
+    """Load a model that was trained for such actions: MaskablePPO for discrete ones, else PPO.
+
+    Args:
+        file: model.zip of a run.
+        action_space: Of one environment.
+        **kwargs: As for the algorithm's own `load`.
+    """
+    return (MaskablePPO if isinstance(action_space, spaces.Discrete) else PPO).load(file, **kwargs)
+
+
+class ModelPrompter:
+    """A trained model as a `sam_gym.prompters.Prompter`: the most likely allowed action."""
+
+    def __init__(self, model: MaskablePPO | PPO | SpatialPolicy | BoxPolicy) -> None:
+        self.model = model
+
+    @property
+    def identity(self) -> str:
+        """First 12 hex digits of a sha256 over the policy's weights; goes into the records of `evaluate`."""
+        digest = hashlib.sha256()
+        policy = self.model if isinstance(self.model, nn.Module) else self.model.policy
+        for name, weights in policy.state_dict().items():
+            digest.update(name.encode())
+            digest.update(weights.cpu().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def __call__(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray:
+        """See `Prompter`."""
+        model: Any = self.model
+        masked = isinstance(model, MaskablePPO | MaskableActorCriticPolicy)
+        masks = {"action_masks": env.action_masks()} if masked else {}
+        return model.predict(observations, deterministic=True, **masks)[0]
