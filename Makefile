@@ -1,12 +1,13 @@
 # Two commands on a fresh machine: `make train` and `make test`. Both set up a virtual environment in .venv first.
 PYTHON ?= python3
 VENV ?= .venv
+LOWER = $(VENV)/lower
 RUN = $(VENV)/bin/python
 
-.PHONY: help setup train test lint types doctest docs clean
+.PHONY: help setup train test test-lower lint types doctest docs clean
 
 help:  ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +23,17 @@ train: setup  ## train the default agent on SamPrompt-ISBI-v0 and print how it d
 # One compute thread per test process: two processes with two threads each on two cores wait for each other.
 test: setup  ## all tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
+
+# An environment of its own that holds the oldest Gymnasium alone, and finds all else in the other one.
+$(LOWER)/installed: $(VENV)/installed
+	$(PYTHON) -m venv $(LOWER)
+	$(LOWER)/bin/python -m pip install --no-deps "$$(sed -n 's/^ *"\(gymnasium\)>=\(.*\)",/\1==\2/p' pyproject.toml)"
+	$(RUN) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+	  > "$$($(LOWER)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth"
+	@touch $@
+
+test-lower: $(LOWER)/installed  ## environments and Stable-Baselines3 with the oldest Gymnasium that is allowed
+	OMP_NUM_THREADS=1 $(LOWER)/bin/python -m pytest -n 2 --dist loadfile -m "not weights" tests/envs tests/sb3 $(ARGS)
 
 lint: setup  ## ruff
 	$(RUN) -m ruff check .

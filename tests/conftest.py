@@ -1,14 +1,22 @@
-"""Where the tests find real data and models, and how hypothesis runs. Tests need both and fail, never skip, without."""
+"""What the tests share: where they find real data and models, what they do without them, and how hypothesis runs.
+
+The process that starts a test run asks once for what is not there: real files go into the cache, as `gymnasium.make`
+would put them, and so do MobileSAM's weights. Tests that need what cannot be had are skipped, each kind with one line
+that says how to get it; with SAM_GYM_REQUIRE=1, as in .ci/run, they fail.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import runpy
+import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from unittest import mock
 
 # One thread unless told otherwise, before torch is loaded: a tiny SAM gains nothing from more, and on a busy machine
 # threads that wait for each other cost fifty times the work. Tests of threading ask for two themselves.
@@ -25,28 +33,132 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 import sam_gym  # noqa: F401  (registers the environments)
+from sam_gym._utils import fetching
 from sam_gym.cli import main
-from sam_gym.records import EpisodeCase, Record
+from sam_gym.data import DATASETS, sources
+from sam_gym.evaluation.records import EpisodeCase, Record
+from sam_gym.sam.checkpoints import CHECKPOINTS, CheckpointError, file_of
 
-os.environ.setdefault("SAM_GYM_DATA", str(Path(__file__).resolve().parents[2] / "shared" / "data"))
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 5
+"""How long a server may be silent before the tests go on without it."""
+REQUIRE = "SAM_GYM_REQUIRE"
+LACKS = "SAM_GYM_TESTS_LACK"
+"""Environment variable that hands what is missing, a JSON object of reasons, on to the processes of pytest-xdist."""
+
+if (ROOT.parent / "shared" / "data").is_dir():
+    os.environ.setdefault("SAM_GYM_DATA", str(ROOT.parent / "shared" / "data"))
 
 settings.register_profile("sam_gym", deadline=None, derandomize=True, database=None, print_blob=False)
 settings.load_profile("sam_gym")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Before a worker of pytest-xdist starts: find, else fetch, what the tests need beyond this repository."""
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():  # downloads show their bars
+        found = {"real": _fetch_data(), "weights": _fetch_weights()}
+    os.environ[LACKS] = json.dumps({kind: reason for kind, reason in found.items() if reason})
+
+
+def _fetch_data() -> str | None:
+    """Point $SAM_GYM_DATA at a folder with the files of all data sets; else say what is missing."""
+    specs = [spec for spec in DATASETS.values() if spec.files]
+    chosen, cache = os.environ.get(sources.ENVIRONMENT_VARIABLE), sources.data_cache()
+    for root in [*([Path(chosen).expanduser().resolve()] if chosen else []), cache]:
+        if all((root / file.path).is_file() for spec in specs for file in spec.files):
+            os.environ[sources.ENVIRONMENT_VARIABLE] = str(root)
+            return None
+    missing = []
+    for spec in specs:
+        try:
+            if not missing:  # one host has them all: if it does not answer, it is not asked again
+                sources.download(spec, cache, timeout=SECONDS)
+                continue
+        except (fetching.FetchError, OSError) as error:
+            print(f"sam_gym: {textwrap.shorten(str(error), 200)}", file=sys.stderr)
+        missing.append(spec.name)
+    if not missing:
+        os.environ[sources.ENVIRONMENT_VARIABLE] = str(cache)
+        return None
+    return (
+        f"needs the real images of {', '.join(missing)}: set SAM_GYM_DATA to their folder, or run"
+        f" `sam-gym fetch {' '.join(missing)}` with a network"
+    )
+
+
+def _fetch_weights() -> str | None:
+    try:
+        with mock.patch.dict(os.environ, npm_config_fetch_timeout=str(2000 * SECONDS)):  # npm's own is five minutes
+            file_of(CHECKPOINTS["mobile_sam"])
+    except CheckpointError:
+        return "needs the weights of MobileSAM: run `sam-gym fetch mobile_sam` with a network, or with npm on the path"
+    return None
+
+
+def _missing(kind: str) -> str | None:
+    """Why the real images ("real") or MobileSAM's weights ("weights") are not there; None if they are."""
+    return json.loads(os.environ.get(LACKS, "{}")).get(kind)
+
+
+def _need(kind: str) -> None:
+    if reason := _missing(kind):
+        _lacking(reason)
+
+
+def _lacking(reason: str) -> NoReturn:
+    """Skip with a reason; where everything is required, fail."""
+    if os.environ.get(REQUIRE):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def lacking() -> Callable[[str], NoReturn]:
+    """`lacking(reason)` skips a test that needs what this machine lacks; where everything is required, it fails."""
+    return _lacking
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip here what fixtures would skip too, so that a summary has one line for each kind of thing that is missing."""
+    fixtures, with_weights = getattr(item, "fixturenames", ()), item.get_closest_marker("weights") is not None
+    if with_weights:
+        _need("weights")
+    if item.get_closest_marker("real_images") or "real_folder" in fixtures or (with_weights and "tiny" in fixtures):
+        _need("real")
+
+
 @pytest.fixture(scope="session")
 def real_folder() -> Path:
-    """The folder of real files; a missing one fails the tests, since they would otherwise prove nothing."""
-    folder = Path(os.environ["SAM_GYM_DATA"])
-    if not (folder / "isbi2012").is_dir():
-        pytest.fail(f"the real ISBI sections are needed: {folder / 'isbi2012'} does not exist; set SAM_GYM_DATA")
-    return folder.resolve()
+    """The folder of all real files."""
+    _need("real")
+    return Path(os.environ["SAM_GYM_DATA"])
 
 
 @pytest.fixture(scope="session")
-def tiny(real_folder: Path) -> dict[str, Any]:
-    """Settings for tests of mechanics: two real sections, and a SAM of random weights that takes milliseconds."""
-    return {"split": "val", "data": "real", "checkpoint": "tiny_random", "device": "cpu"}
+def tiny() -> dict[str, Any]:
+    """Settings for tests of mechanics: two sections, and a SAM of random weights that takes milliseconds.
+
+    The sections are real where they can be had, else generated.
+    """
+    if os.environ.get(REQUIRE):
+        _need("real")
+    data = "synthetic" if _missing("real") else "real"
+    return {"split": "val", "data": data, "checkpoint": "tiny_random", "device": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def child() -> Callable[..., str]:
+    """`child(code, **environment)`: what Python code prints in a process of its own with these variables set."""
+
+    def run(code: str, **environment: str) -> str:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -68,13 +180,21 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"local-dir:{folder}"
 
 
+def _settings(env_id: str, tiny: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    settings = {**tiny, **changes}
+    dataset = DATASETS.get({**gymnasium.spec(env_id).kwargs, **settings}["dataset"])
+    if settings["data"] == "synthetic" and dataset is not None and dataset.files and dataset.stand_in is None:
+        _need("real")
+    return settings
+
+
 @pytest.fixture
 def make_env(tiny: dict[str, Any]) -> Iterator[Callable[..., gymnasium.Env]]:
     """`gymnasium.make` with the settings of `tiny` where no others are given."""
     made = []
 
     def make(env_id: str = "SamPrompt-ISBI-v0", **changes: Any) -> gymnasium.Env:
-        made.append(gymnasium.make(env_id, **{**tiny, **changes}))
+        made.append(gymnasium.make(env_id, **_settings(env_id, tiny, changes)))
         return made[-1]
 
     yield make
@@ -88,7 +208,7 @@ def make_vec(tiny: dict[str, Any]) -> Iterator[Callable[..., gymnasium.vector.Ve
     made = []
 
     def make(num_envs: int, env_id: str = "SamPrompt-ISBI-v0", **changes: Any) -> gymnasium.vector.VectorEnv:
-        made.append(gymnasium.make_vec(env_id, num_envs=num_envs, **{**tiny, **changes}))
+        made.append(gymnasium.make_vec(env_id, num_envs=num_envs, **_settings(env_id, tiny, changes)))
         return made[-1]
 
     yield make
@@ -188,9 +308,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str | None]]:
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | None]:
     """Run a script of agents/ in this process; what it says when it exits early, else None."""
-    agents = Path(__file__).resolve().parents[1] / "agents"
+    agents = ROOT / "agents"
     monkeypatch.syspath_prepend(str(agents))
 
     def run(name: str, *arguments: Any) -> str | None:
@@ -201,5 +321,4 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str | None
             return str(exit_.code)
         return None
 
-    yield run
-    sys.modules.pop("training", None)
+    return run

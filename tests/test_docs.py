@@ -5,24 +5,27 @@ Whether prose is true no test can tell.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
-import inspect
+import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import gymnasium
 import pytest
 from PIL import Image
 
-from sam_gym.cli import COMMANDS
-from sam_gym.commands import cache
+from sam_gym.cli import main
 from sam_gym.data import DATASETS
 from sam_gym.registration import TASKS, env_ids
 
@@ -40,7 +43,12 @@ def load_hooks() -> ModuleType:
 
 
 hooks = load_hooks()
-WRITTEN = {file.name: file.read_text(encoding="utf-8") for file in sorted(DOCS.glob("*.md"))}
+README = "../README.md"
+WRITTEN = {
+    os.path.relpath(file, DOCS).replace(os.sep, "/"): file.read_text(encoding="utf-8")
+    for file in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+}
+"""Path below docs/ -> text."""
 GENERATED: dict[str, str] = hooks.generated_pages()
 PAGES = WRITTEN | GENERATED
 FIRST_IDS = [f"environments/{task.env_id(next(iter(task.datasets)))}.md" for task in TASKS]
@@ -70,10 +78,30 @@ def run_page(name: str, text: str) -> None:
         exec(compile("\n" * line + code, name, "exec", dont_inherit=True), namespace)
 
 
+NEED_WEIGHTS = {README, "quickstart.md"}
+"""Pages whose examples run MobileSAM; those of the others run a SAM of random weights on generated images."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=(pytest.mark.weights, pytest.mark.real_images) if name in NEED_WEIGHTS else ())
+        for name in WRITTEN
+        if blocks(WRITTEN[name], "python")
+    ],
+)
+def test_examples_run(name: str, registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block by block, in one namespace a page, from the repository's top."""
+    monkeypatch.chdir(ROOT)
+    run_page(name, WRITTEN[name])
+
+
 @pytest.mark.weights
-@pytest.mark.parametrize("name", [*(name for name in WRITTEN if blocks(WRITTEN[name], "python")), *FIRST_IDS])
-def test_examples_run(name: str, real_folder: Path, registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Block by block, in one namespace a page, from the repository's top; of a task's equal pages one."""
+@pytest.mark.parametrize("name", FIRST_IDS)
+def test_examples_of_environments_run(
+    name: str, real_folder: Path, registry: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above; of the equal pages of a task one. They show the real images that their id names."""
     monkeypatch.chdir(ROOT)
     run_page(name, PAGES[name])
 
@@ -85,14 +113,58 @@ def test_a_wrong_example_fails() -> None:
 
 def test_pages_with_code_have_examples() -> None:
     expected = {"agents", "backends", "data", "extending", "quickstart", "reproducibility", "semantics", "vector"}
-    assert {f"{page}.md" for page in expected} <= {name for name in WRITTEN if blocks(WRITTEN[name], "python")}
+    pages = {README, *(f"{page}.md" for page in expected)}
+    assert pages <= {name for name in WRITTEN if blocks(WRITTEN[name], "python")}
+
+
+def test_the_readme_is_short() -> None:
+    assert len(WRITTEN[README].split()) <= 900
 
 
 # ---------------------------------------------------------------------------------------------------- commands
 
 
+GROUPS = ("cache", "leaderboard")
+"""Commands that have commands of their own."""
+
+
+def printed(call: Callable[[], Any]) -> str | None:
+    """What a call prints before it exits, None if it exits with an error."""
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+            call()
+    except SystemExit as ended:
+        if ended.code:
+            return None
+    return out.getvalue()
+
+
+@functools.cache
+def help_of(*words: str) -> str | None:
+    """What `sam-gym WORDS --help` prints, None if there is no such command."""
+    text = printed(lambda: main([*words, "--help"]))
+    return text if text and f"usage: sam-gym {' '.join(words)} " in text else None  # else it is the list of commands
+
+
+@functools.cache
+def help_of_script(script: str) -> str | None:
+    """What `python SCRIPT --help` prints."""
+    file = ROOT / script
+    before = set(sys.modules)
+    with (
+        mock.patch.object(sys, "argv", [script, "--help"]),
+        mock.patch.object(sys, "path", [str(file.parent), *sys.path]),
+    ):
+        text = printed(lambda: runpy.run_path(str(file), run_name="__main__"))
+    for name in set(sys.modules) - before:  # modules beside the script, which others of the same name may follow
+        if getattr(sys.modules[name], "__file__", None) and Path(str(sys.modules[name].__file__)).parent == file.parent:
+            del sys.modules[name]
+    return text
+
+
 def wrong_commands(text: str) -> list[str]:
-    """What a shell would not find: scripts, modules, subcommands, options of them, ids, make targets."""
+    """What a shell would not find: scripts, modules, commands, options of them, ids, make targets, files of ours."""
     wrong = []
     shell = "\n".join(code for _, code in blocks(text, "sh"))
     lines = [line.partition(" #")[0] for line in shell.splitlines() if line.strip()]
@@ -100,26 +172,28 @@ def wrong_commands(text: str) -> list[str]:
     for line in lines:
         program, *words = line.split()
         names = [word for word in words if not word.startswith("-")]
-        options = [word.removeprefix("--") for word in words if word.startswith("--")]
-        source = ""
+        options = [word for word in words if word.startswith("--")]
+        shown: str | None = ""
+        if program == "python" and words[0] == "-c":
+            continue
         if program == "python" and words[0] == "-m":
-            good = importlib.util.find_spec(words[1]) is not None
+            good, options = importlib.util.find_spec(words[1]) is not None, []
         elif program == "python":
             good = (ROOT / words[0]).is_file()
-            source = (ROOT / words[0]).read_text(encoding="utf-8") if good else ""
-        elif program == "sam-gym" and names[0] == "cache":
-            source = inspect.getsource(cache)
-            good = callable(getattr(cache, names[1], None))
+            shown = help_of_script(words[0]) if good and options else ""
         elif program == "sam-gym":
-            good = names[0] in COMMANDS
-            source = inspect.getsource(COMMANDS[names[0]]) if good else ""
+            shown = help_of(*names[: 2 if names[0] in GROUPS else 1])
+            good = shown is not None
         elif program == "make":
             makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
             good = re.search(rf"^{words[0]}:", makefile, re.MULTILINE) is not None
+        elif program == "tensorboard":
+            good, options = importlib.util.find_spec(program) is not None, []
         else:
-            good = line.startswith("pip install -e ")
-        good &= all(re.search(rf"\b(as_)?{option.replace('-', '_')}\b", source) for option in options)
+            good, options = line.startswith("pip install -e "), []
+        good &= all(re.search(rf"(?<!\S){option}(?![\w-])", shown or "") for option in options)
         good &= all(word in env_ids() for word in words if re.fullmatch(r"Sam\w+-\w+-v\d+", word))
+        good &= all((ROOT / word).exists() for word in words if word.startswith("benchmarks/"))
         if not good:
             wrong.append(line)
     return wrong
@@ -135,10 +209,13 @@ def test_commands_are_there(name: str) -> None:
     [
         "python agents/none.py",
         "python agents/train_ppo.py --nonsense 3",
-        "python agents/train_ppo.py --env SamPrompt-None-v0",
+        "sam-gym train --nonsense 3",
+        "sam-gym train --env SamPrompt-None-v0",
         "python -m sam_gym.none",
         "sam-gym none",
         "sam-gym cache none",
+        "sam-gym leaderboard none",
+        "sam-gym segment --agent benchmarks/agents/none.zip",
         "sam-gym evaluate SamPrompt-ISBI-v0 --nonsense",
         "make none",
         "rm -rf runs",
@@ -152,7 +229,7 @@ def test_a_wrong_command_is_found(line: str) -> None:
 
 
 def broken_links(text: str, uri: str) -> list[str]:
-    """Relative links of a page below docs/ that lead nowhere, neither in the site nor in the repository."""
+    """Relative links of a page, named as from docs/, that lead nowhere, neither in the site nor in the repository."""
     targets = {
         link[1]: os.path.normpath(f"docs/{os.path.dirname(uri)}/{link[1]}") for link in hooks.LINK.finditer(text)
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sam_gym import fetching
+from sam_gym._utils import fetching
 from sam_gym.data import datasets, sources
 
 

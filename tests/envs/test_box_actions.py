@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sam_gym.boxes import clip_box
+from sam_gym._utils.boxes import clip_box
 from sam_gym.envs.box_refine import SideMoves, SideSteps
 from sam_gym.envs.episode import Episodes
 

@@ -15,7 +15,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from sam_gym.boxes import tight_box
+from sam_gym._utils.boxes import tight_box
 from sam_gym.envs import SamBoxRefineEnv, SamBoxRefineVectorEnv
 from sam_gym.envs.box_refine import BoxRefineSettings
 from sam_gym.envs.episode import view_of
@@ -76,6 +76,7 @@ def test_action_masks_belong_to_discrete_actions(make: MakeEnv) -> None:
 # ----------------------------------------------------------------------------------------------------------- episodes
 
 
+@pytest.mark.real_images
 def test_starting_state(make: MakeEnv) -> None:
     env = make()
     observation, info = env.reset(seed=0)
@@ -173,6 +174,7 @@ def test_a_box_has_one_mask_however_it_was_reached(make: MakeEnv) -> None:
     assert alone.logits[:, 0].equal(direct.engine._logits)
 
 
+@pytest.mark.real_images
 def test_re_boxing_takes_the_tight_box_of_sams_mask(make: MakeEnv, answer: Callable) -> None:
     env = make(action_mode="discrete", max_prompts=9)
     seen: list[list[float]] = []
@@ -216,6 +218,7 @@ def size_errors(env: gymnasium.Env, count: int, **options: Any) -> NDArray[np.fl
     return np.array(found)
 
 
+@pytest.mark.real_images
 def test_errors_are_drawn_evenly_up_to_the_largest(make: MakeEnv) -> None:
     errors = size_errors(make(), 400)
     assert errors.max() == pytest.approx(0.4, abs=0.02)
@@ -224,6 +227,7 @@ def test_errors_are_drawn_evenly_up_to_the_largest(make: MakeEnv) -> None:
     assert size_errors(make(max_box_error=0.1), 50).max() == pytest.approx(0.1, abs=0.01)
 
 
+@pytest.mark.real_images
 def test_a_given_error_is_every_cues(make: MakeEnv) -> None:
     np.testing.assert_allclose(size_errors(make(box_error=0.3), 30), 0.3, atol=1e-4)
     np.testing.assert_allclose(size_errors(make(box_error=0.0), 30), 0.0, atol=1e-4)
@@ -232,6 +236,7 @@ def test_a_given_error_is_every_cues(make: MakeEnv) -> None:
         np.testing.assert_allclose(size_errors(env, 30, error=0), 0.0, atol=1e-4)
 
 
+@pytest.mark.real_images
 def test_sides_are_wrong_by_themselves(make: MakeEnv) -> None:
     engine = make(box_error=0.2, size_error="sides").engine
     rng, moved = np.random.default_rng(0), []
@@ -274,6 +279,7 @@ def test_posed_cases(make: MakeEnv) -> None:
         ({"cue": (5, 2, 3, 9)}, r"got \(5, 2, 3, 9\)"),
     ],
 )
+@pytest.mark.real_images
 def test_bad_reset_options_are_named(make: MakeEnv, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make().reset(options=options)
@@ -298,7 +304,7 @@ def test_sam_prompt_knows_no_error(make_env: MakeEnv) -> None:
         ({"box_noise": 0.1}, TypeError, "unknown argument 'box_noise'"),
         ({"box_eror": 0.1}, TypeError, "did you mean 'box_error'"),
         ({"max_prompts": 0}, ValueError, "max_prompts=0"),
-        ({"observation": "short"}, ValueError, "observation 'short' is unknown"),
+        ({"observation": "short"}, ValueError, "unknown observation 'short'"),
     ],
 )
 def test_bad_settings_are_named(tiny: dict[str, Any], settings: dict, error: type[Exception], message: str) -> None:
@@ -327,6 +333,7 @@ def shown(box: NDArray, view: NDArray) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.real_images
 def test_observations_by_hand(make: MakeEnv, seed: int) -> None:
     env = make(max_prompts=4)
     engine = env.engine
@@ -352,6 +359,7 @@ def test_observations_by_hand(make: MakeEnv, seed: int) -> None:
     assert (observation["maps"][5] != observation["maps"][4]).any()
 
 
+@pytest.mark.real_images
 def test_an_empty_mask_is_seen_as_zeros(make: MakeEnv, answer: Callable) -> None:
     env = make()
     answer(env, lambda box: np.zeros((512, 512), np.bool_))

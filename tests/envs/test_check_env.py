@@ -18,7 +18,8 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import sam_gym
-from sam_gym.registration import CLASSES, DATASETS, TASKS
+from sam_gym import data
+from sam_gym.registration import CLASSES, OBJECTS, TASKS
 
 # An embedding has no natural bounds, and Gymnasium would rather have some.
 GYMNASIUM_WARNINGS = (
@@ -63,7 +64,7 @@ MODES = {
 
 def test_every_task_is_checked() -> None:
     assert set(MODES) == {task.name for task in TASKS}
-    assert len(sam_gym.env_ids()) == 2 * len(DATASETS) + len(CLASSES) == len(set(sam_gym.env_ids()))
+    assert len(sam_gym.env_ids()) == 2 * len(OBJECTS) + len(CLASSES) == len(set(sam_gym.env_ids()))
 
 
 @pytest.mark.parametrize(("task", "action_mode"), [(task, mode) for task, modes in MODES.items() for mode in modes])
@@ -73,11 +74,12 @@ def test_checkers(make_env: Callable[..., gymnasium.Env], tiny_clip: str, task: 
 
 @pytest.mark.parametrize("env_id", sam_gym.env_ids())
 def test_every_id_can_be_played(make_env: Callable[..., gymnasium.Env], tiny_clip: str, env_id: str) -> None:
-    """Its real images, its objects, one prompt; through `gymnasium.make` and its passive checker, without a warning."""
+    """Its images, its objects, one prompt; through `gymnasium.make` and its passive checker, without a warning."""
     env = make_env(env_id, max_prompts=1, clip=tiny_clip)
     observation, info = env.reset(seed=0)
     assert observation in env.observation_space
-    assert info["source"] == env.spec.kwargs["dataset"]
+    dataset = data.DATASETS[env.spec.kwargs["dataset"]]
+    assert info["source"] == ((env.spec.kwargs["data"] != "real" and dataset.stand_in) or dataset.name)
     space = env.action_space
     action = 0 if isinstance(space, gymnasium.spaces.Discrete) else np.full(space.shape, -0.5, space.dtype)
     observation, reward, terminated, truncated, info = env.step(action)

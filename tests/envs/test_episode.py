@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sam_gym.boxes import clip_box, noisy_box
+from sam_gym._utils.boxes import clip_box, noisy_box
 from sam_gym.envs import observations
 from sam_gym.envs.episode import (
     BoxActions,

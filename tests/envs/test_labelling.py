@@ -14,22 +14,26 @@ from sam_gym.data import SegmentationData
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.semantic import SemanticSettings
 from sam_gym.evaluation import evaluate
+from sam_gym.evaluation.records import Record
 from sam_gym.prompters import PROMPTERS, RandomPrompter, baselines, oracle_cells
-from sam_gym.records import Record
 from sam_gym.semantics.recalibration import BRANCHES, RecalibrationModule
 
-ENV_ID = "SamPromptSemantic-WBC-v0"
+ENV_ID, STAND_IN = "SamPromptSemantic-WBC-v0", "SamPromptSemantic-Synthetic-v0"  # where real images are missing
 FAITHFUL = {"stop": False, "repeats": True, "first_clicks": "labeler"}
 
 Make = Callable[..., EngineVectorEnv]
 
 
 @pytest.fixture
-def make(make_vec: Callable[..., Any], tiny_clip: str) -> Make:
+def make(make_vec: Callable[..., Any], tiny: dict[str, Any], tiny_clip: str) -> Make:
     """Three white cells' crops of different sizes, labelled by a fresh module on a grid of 4 x 4."""
 
+    env_id = ENV_ID if tiny["data"] == "real" else STAND_IN
+
     def made(n: int = 3, **changes: Any) -> EngineVectorEnv:
-        return make_vec(n, ENV_ID, **{"clip": tiny_clip, "labeler": "srm", "grid": 4, "max_prompts": 4, **changes})
+        return make_vec(
+            n, env_id, **{"clip": tiny_clip, "labeler": "untrained", "grid": 4, "max_prompts": 4, **changes}
+        )
 
     return made
 
@@ -72,7 +76,7 @@ def test_actions_are_cells_and_stop(make: Make) -> None:
     assert not masks[0, 4]
     assert masks[1, 4]
     with pytest.raises(ValueError, match=r"0\.\.15 cells, 16 stop"):
-        env.engine.act(np.array([0]), np.array([17]))
+        env.engine.step(np.array([0]), np.array([17]), dict)
 
 
 def test_without_stop_episodes_take_all_their_steps_and_cells_come_again(make: Make) -> None:
@@ -182,6 +186,7 @@ def test_points_of_the_caller_replace_first_clicks(make: Make) -> None:
     assert env.engine.episodes.given_labels[0].tolist() == [1] + [-1] * 7
 
 
+@pytest.mark.real_images
 def test_hit_is_about_the_place_alone(make: Make) -> None:
     env = make(reward="hit")
     use_sure(env)
@@ -245,7 +250,7 @@ def test_fresh_modules_are_equal(make: Make) -> None:
 )
 def test_settings_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SemanticSettings(**{"labeler": "srm", **changes})
+        SemanticSettings(**{"labeler": "untrained", **changes})
 
 
 def test_some_images_are_the_same_each_time(make: Make) -> None:
@@ -270,6 +275,7 @@ def test_baselines(make: Make) -> None:
         PROMPTERS["grid"]["oracle clicks"](0)({}, env)
 
 
+@pytest.mark.real_images
 def test_oracle_clicks_where_the_label_mends_most(make: Make) -> None:
     env = make()
     use_sure(env)

@@ -131,6 +131,7 @@ def assert_equal_worlds_and_other_rewards(
 @pytest.mark.parametrize(("env_id", "action_mode"), MODES)
 @pytest.mark.parametrize("change", [eroded, shifted, permuted])
 def test_another_truth_is_another_reward_and_nothing_else(
+    tiny: dict[str, Any],
     environment: Callable[..., EngineEnv],
     same: Callable[[Any, Any], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -138,8 +139,8 @@ def test_another_truth_is_another_reward_and_nothing_else(
     env_id: str,
     action_mode: str,
 ) -> None:
-    """Real sections with real and wrong labels; the cue is posed, since it is all that may depend on the truth."""
-    real = load_data("isbi2012", "val", "real")
+    """Sections with their own and wrong labels; the cue is posed, since it is all that may depend on the truth."""
+    real = load_data("isbi2012", "val", tiny["data"])
     images = [real.image(name) for name in real.image_ids]
     labels = [real.labels(name) for name in real.image_ids]
     wrong = SegmentationData(

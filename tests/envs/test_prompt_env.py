@@ -53,6 +53,7 @@ def object_cells(env: gymnasium.Env) -> tuple[int, int]:
 # -------------------------------------------------------------------------------------------------------- episodes
 
 
+@pytest.mark.real_images
 def test_starting_state(make_env: MakeEnv) -> None:
     env = make_env()
     observation, info = env.reset(seed=0)
@@ -106,6 +107,7 @@ def test_clicks_are_seen_where_they_were_made(make_env: MakeEnv) -> None:
         np.testing.assert_array_equal(observation["maps"][channel], expected.repeat(4, 0).repeat(4, 1))
 
 
+@pytest.mark.real_images
 def test_sam_is_prompted_as_documented(make_env: MakeEnv) -> None:
     """The cue box first; then the box, all clicks, and the logits of the decode before. What comes back is observed."""
     env = make_env(max_prompts=4)
@@ -265,7 +267,7 @@ def test_order_of_calls_is_enforced(make_env: MakeEnv) -> None:
     ("settings", "error", "message"),
     [
         ({"max_prompt": 3}, TypeError, "unknown argument 'max_prompt'; did you mean 'max_prompts'"),
-        ({"xyzzy": 3}, TypeError, "unknown argument 'xyzzy'; known are dataset, split"),
+        ({"xyzzy": 3}, TypeError, "unknown argument 'xyzzy'; there are dataset, split"),
         ({"grid": 1}, ValueError, r"grid=1 is outside 2\.\.32"),
         ({"grid": 64}, ValueError, "grid=64"),
         ({"grid": 16.5}, ValueError, "grid=16.5"),
@@ -308,6 +310,7 @@ def test_bad_settings_are_named(tiny: dict[str, Any], settings: dict, error: typ
         ({"cue": (600, 600, 700, 700)}, r"outside the image.*\(600, 600, 700, 700\)"),
     ],
 )
+@pytest.mark.real_images
 def test_bad_reset_options_are_named(make_env: MakeEnv, options: dict[str, Any], message: str) -> None:
     env = make_env()
     with pytest.raises(ValueError, match=message):
@@ -373,7 +376,9 @@ print(digest.hexdigest())
 """
 
 
-@pytest.mark.parametrize("env_id", ["SamPrompt-ISBI-v0", "SamPromptSemantic-WBC-v0"])
+@pytest.mark.parametrize(
+    "env_id", ["SamPrompt-ISBI-v0", pytest.param("SamPromptSemantic-WBC-v0", marks=pytest.mark.real_images)]
+)
 def test_fresh_processes_agree(tiny: dict[str, Any], tiny_clip: str, env_id: str) -> None:
     processes = [
         subprocess.Popen(

@@ -112,5 +112,5 @@ def test_check_env(make_env: Callable[..., gymnasium.Env], tiny_clip: str, env_i
 
 
 def test_unknown_observation(make_env: Callable[..., gymnasium.Env]) -> None:
-    with pytest.raises(ValueError, match="observation 'refrence' is unknown; did you mean 'reference'"):
+    with pytest.raises(ValueError, match="unknown observation 'refrence'; did you mean 'reference'"):
         make_env(observation="refrence")

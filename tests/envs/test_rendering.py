@@ -120,6 +120,7 @@ def test_the_mask_is_blue(env: gymnasium.Env, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("cue", [(0, 0, 20, 20), (492, 500, 512, 512), (0, 200, 3, 330), (0, 0, 512, 512)])
+@pytest.mark.real_images
 def test_views_that_leave_the_image_are_black_there(env: gymnasium.Env, cue: tuple) -> None:
     env.reset(seed=0, options={"image": 0, "cue": cue})
     frame = env.render()

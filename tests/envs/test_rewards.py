@@ -39,8 +39,8 @@ def test_weighted_sums(reward: Any, expected: list[float]) -> None:
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        ("iuo", "'iuo' is unknown, there are iou, dice, hit, clip; did you mean 'iou'"),
-        ({"iou": 1, "text": 1}, "'text' is unknown"),
+        ("iuo", "unknown reward term 'iuo'; did you mean 'iou'"),
+        ({"iou": 1, "text": 1}, "unknown reward term 'text'; there are iou, dice, hit, clip"),
         ({}, "reward is empty"),
     ],
 )

@@ -24,7 +24,7 @@ from sam_gym.envs.semantic import SemanticSettings
 from sam_gym.sam import PromptBatch, get_backend
 from sam_gym.semantics import get_scorer
 
-ENV_ID = "SamPromptSemantic-WBC-v0"
+ENV_ID, STAND_IN = "SamPromptSemantic-WBC-v0", "SamPromptSemantic-Synthetic-v0"  # where real images are missing
 STOP = 2 * 16 * 16
 POINTS = [(60, 55, 1), (3, 7, 0)]
 
@@ -33,13 +33,14 @@ Same = Callable[[Any, Any], None]
 
 
 @pytest.fixture
-def make(make_env: Make, tiny_clip: str) -> Make:
-    return lambda env_id=ENV_ID, **settings: make_env(env_id, clip=tiny_clip, **settings).unwrapped
+def make(make_env: Make, tiny: dict[str, Any], tiny_clip: str) -> Make:
+    here = ENV_ID if tiny["data"] == "real" else STAND_IN
+    return lambda env_id=here, **settings: make_env(env_id, clip=tiny_clip, **settings).unwrapped
 
 
 @pytest.fixture
-def make_several(make_vec: Callable[..., VectorEnv], tiny_clip: str) -> Callable[..., VectorEnv]:
-    return partial(make_vec, env_id=ENV_ID, clip=tiny_clip)
+def make_several(make_vec: Callable[..., VectorEnv], tiny: dict[str, Any], tiny_clip: str) -> Callable[..., VectorEnv]:
+    return partial(make_vec, env_id=ENV_ID if tiny["data"] == "real" else STAND_IN, clip=tiny_clip)
 
 
 @pytest.fixture
@@ -55,6 +56,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[PromptBatch]:
 # ----------------------------------------------------------------------------------------------------------- episodes
 
 
+@pytest.mark.real_images
 def test_starting_state(make: Make, tiny_clip: str, sent: list[PromptBatch]) -> None:
     env = make()
     observation, info = env.reset(seed=0)
@@ -130,6 +132,7 @@ def test_rewards_sum_to_the_last_quality(make: Make) -> None:
         assert replies[-1][-1][reward] > 0
 
 
+@pytest.mark.real_images
 def test_hit_rewards_clicks_that_tell_the_truth(make: Make) -> None:
     env = make(reward="hit")
     env.reset(seed=2)
@@ -217,6 +220,7 @@ def test_decode_calls(make_several: Callable[..., VectorEnv], sent: list[PromptB
 # ------------------------------------------------------------------------------------------- requests and what is wrong
 
 
+@pytest.mark.real_images
 def test_posed_images(make: Make) -> None:
     env = make()
     data = env.engine.data
@@ -245,6 +249,7 @@ def test_posed_images(make: Make) -> None:
         ({"points": [(float("nan"), 2, 1)]}, "leaves the image"),
     ],
 )
+@pytest.mark.real_images
 def test_bad_reset_options_are_named(make: Make, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make().reset(options=options)
@@ -273,6 +278,7 @@ def test_other_tasks_know_no_points(make_env: Make, env_id: str) -> None:
         ({"dataset": "wbc"}, ValueError, "unknown dataset 'wbc'"),
     ],
 )
+@pytest.mark.real_images
 def test_bad_settings_are_named(
     tiny: dict[str, Any], tiny_clip: str, settings: dict, error: type[Exception], message: str
 ) -> None:

@@ -54,7 +54,7 @@ def roll(env: VectorEnv, seed: Any, actions: list, reset_seed: int) -> list:
     return said
 
 
-@pytest.mark.parametrize("env_id", list(CLASSES))
+@pytest.mark.parametrize("env_id", [PROMPT, REFINE, pytest.param(SEMANTIC, marks=pytest.mark.real_images)])
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=8)
 @given(

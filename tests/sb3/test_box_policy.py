@@ -15,10 +15,11 @@ from torch import Tensor
 
 from sam_gym.envs.box_refine import SideMoves
 from sam_gym.envs.observations import STATE
+from sam_gym.envs.shown_prompts import BOX
 from sam_gym.evaluation import evaluate
 from sam_gym.prompters import oracle_box
 from sam_gym.sb3 import BoxPolicy, Cloner, CloneSettings, ModelPrompter, SamVecEnv, load_model
-from sam_gym.sb3.policy import moves_to_mask
+from sam_gym.sb3.extractors import moves_to_mask
 from sam_gym.sb3.teachers import BoxTeacher, teacher_of
 
 SIDE = 64
@@ -145,6 +146,20 @@ def test_what_moves_along_an_axis_is_seen(boxes: dict[str, Any], axis: int) -> N
     with torch.no_grad():
         a, b = (policy.extract_features(seen) for seen in (here, there))
     assert (a - b).abs().max() > 1e-3 * a.abs().max()
+
+
+def test_entries_of_the_state_are_found_by_name(boxes: dict[str, Any]) -> None:
+    env = vector(boxes, box_error=0.4)
+    state = env.reset(seed=1)[0]["state"]
+    shown = env.settings.shown_prompts
+    x0, y0, x1, y1 = state[:, shown.entries(*BOX)].T
+    x, y, side = env.episodes.view.T
+    np.testing.assert_allclose(
+        np.stack([x0 * side + x, y0 * side + y, x1 * side + x, y1 * side + y], axis=1), env.episodes.box, atol=1e-3
+    )
+    assert shown.entries("view_size", "mask_y1") == [3, 12]
+    with pytest.raises(ValueError, match="entry of the state.*'mask_y2'.*did you mean 'mask_y"):
+        shown.entries("mask_y2")
 
 
 def test_the_way_to_the_mask_is_told_in_actions() -> None:

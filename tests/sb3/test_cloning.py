@@ -233,6 +233,27 @@ def test_an_interrupted_clone_goes_on(small: dict[str, Any], tmp_path: Path) -> 
     done.run(lambda *_: pytest.fail("nothing is left to do"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"observation": "reference"}, "have no maps and no embedding: make the environment with observation='full'"),
+        ({"autoreset_mode": "NextStep"}, "autoreset_mode='SameStep', not 'NextStep'"),
+        ({"action_mode": "point"}, r"nobody to clone for action_mode='point': the oracles teach clicks on the grid"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_cloned_is_said_at_once(
+    small: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    policy = cloner(small, tmp_path / "good").policy
+    env: Any = gymnasium.make_vec(**{**small, "num_envs": N, "autoreset_mode": "SameStep", **changes})
+    with pytest.raises(ValueError, match=message):
+        Cloner(policy, env, SETTINGS, tmp_path / "bad", seed=0, gamma=0.99, reward_scale=10.0)
+    with pytest.raises(ValueError, match="unwrapped vector environment of sam_gym"):
+        Cloner(policy, SamVecEnv(cloner(small, tmp_path / "good").env), SETTINGS, tmp_path / "bad", seed=0, gamma=1,
+               reward_scale=1)  # type: ignore[arg-type]  # fmt: skip
+    assert not (tmp_path / "bad").exists()
+
+
 def test_a_round_is_stored_whole_or_not_at_all(
     small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from sam_gym.envs.episode import GridActions
 from sam_gym.envs.observations import observation_space
 from sam_gym.envs.references import observation_space as reference_space
-from sam_gym.envs.sights import Clicks
+from sam_gym.envs.shown_prompts import ShownClicks
 from sam_gym.sb3 import ModelPrompter, SamVecEnv, SpatialPolicy
 from sam_gym.sb3.policy import ActionHead
 
@@ -224,7 +224,7 @@ def test_what_the_text_says_is_read(small: dict[str, Any], tiny_clip: str) -> No
 
 def test_a_rollout_of_references_takes_little_memory() -> None:
     """16 environments x 128 steps: at most 16 MB, observations, action masks and all."""
-    space = reference_space(Clicks(), 5)
+    space = reference_space(ShownClicks(), 5)
     buffer = MaskableDictRolloutBuffer(128, space, spaces.Discrete(STOP + 1), device="cpu", n_envs=16)
     arrays = [*buffer.observations.values(), *(a for a in vars(buffer).values() if isinstance(a, np.ndarray))]
     assert buffer.action_masks.nbytes > 0

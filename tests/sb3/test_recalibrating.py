@@ -28,7 +28,8 @@ def make(tiny_clip: str) -> Make:
         settings = {"split": "train", "checkpoint": "tiny_random", "device": "cpu", "clip": tiny_clip, "grid": 4}
         return gymnasium.make_vec(  # type: ignore[return-value]
             "SamPromptSemantic-Synthetic-v0", num_envs=n, vectorization_mode="vector_entry_point",
-            autoreset_mode="SameStep", **{**settings, "labeler": "srm", "max_prompts": 3, "max_images": 4, **changes},
+            autoreset_mode="SameStep",
+            **{**settings, "labeler": "untrained", "max_prompts": 3, "max_images": 4, **changes},
         )  # fmt: skip
 
     return made
@@ -113,7 +114,7 @@ def test_resumed_it_goes_on_as_if_never_interrupted(make: Make, tmp_path: Path) 
 
 
 def test_only_where_there_is_a_module_and_training_data(make: Make) -> None:
-    with pytest.raises(ValueError, match="labeler='srm'"):
+    with pytest.raises(ValueError, match="labeler='untrained'"):
         Recalibrator(make(labeler="policy"), RecalibratingSettings(), 0)
     with pytest.raises(ValueError, match="not from the val split"):
         Recalibrator(make(split="val"), RecalibratingSettings(), 0)
@@ -164,7 +165,7 @@ def test_the_teacher_knows_the_modules_labels(make: Make) -> None:
     env = make()
     observations, _ = env.reset(seed=0)
     targets, allowed = teacher_of(env, 3).label(observations, env)
-    scores = labelled_scores(env.engine)
+    scores = labelled_scores(env)
     np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-5)
     assert (targets[:, :16][scores == 0] == 0).all()
     assert np.array_equal(targets[:, 16] == 1, scores.max(axis=1) == 0)

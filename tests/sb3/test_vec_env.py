@@ -10,6 +10,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sb3_contrib import MaskablePPO
@@ -18,6 +20,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
 from sam_gym.sb3 import SamVecEnv
+from sam_gym.sb3.vec_env import check_spaces
 
 N = 3
 STOP = 2 * 16 * 16
@@ -158,6 +161,100 @@ def test_learns(small: dict[str, Any], algorithm: type) -> None:
     assert changed == set(before)
 
 
+# ------------------------------------------------------------------------------------------- other environments
+
+
+class Masked(gymnasium.Wrapper):
+    """CartPole in which the first action is forbidden, and a reset option says where it stands."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple:
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, {**info, "low": (options or {}).get("low", 0.0)}
+
+    def action_masks(self) -> np.ndarray:
+        return np.array([False, True])
+
+
+def cartpoles(n: int = N, limit: int = 12, *wrappers: Any, kind: str = "sync") -> gymnasium.vector.VectorEnv:
+    return gymnasium.make_vec(
+        "CartPole-v1", num_envs=n, vectorization_mode=kind, max_episode_steps=limit, wrappers=wrappers,
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_cartpole_equals_dummy_vec_env(same: Callable[[Any, Any], None], kind: str) -> None:
+    ours = SamVecEnv(cartpoles(kind=kind))
+    theirs = DummyVecEnv([partial(gymnasium.make, "CartPole-v1", max_episode_steps=12)] * N)
+    assert ours.seed(7) == theirs.seed(7)
+    for env in (ours, theirs):
+        env.set_options({"low": -0.02, "high": 0.02})
+    rng, ends = np.random.default_rng(0), np.zeros(2, int)
+    for _ in range(2):  # options and seeds count once
+        first, second = ours.reset(), theirs.reset()
+        same((first, ours.reset_infos), (second, theirs.reset_infos))
+        for _ in range(40):
+            actions = (rng.random(N) < 0.2).astype(int)
+            one, other = ours.step(actions), theirs.step(actions)
+            same(one, other)
+            cut = np.array([info["TimeLimit.truncated"] for info in one[3]])
+            ends += [cut.sum(), (one[2] & ~cut).sum()]
+    assert (ends > 0).all()  # poles fell, and time ran out
+    ours.close()
+
+
+def test_single_environments_are_asked(same: Callable[[Any, Any], None]) -> None:
+    """Methods, options and wrappers that only the sub-environments have."""
+    env = SamVecEnv(cartpoles(N, 12, Masked))
+    same(get_action_masks(env), np.array([[False, True]] * N))
+    assert env.env_is_wrapped(Masked, indices=[0, 2]) == [True, True]
+    assert not is_masking_supported(SamVecEnv(cartpoles()))
+    with pytest.raises(AttributeError, match="action_masks"):
+        SamVecEnv(cartpoles()).env_method("action_masks")
+    env.reset()
+    assert [info["low"] for info in env.reset_infos] == [0.0] * N
+    env.set_options([{"low": -0.01 * i} for i in range(N)])
+    with pytest.raises(ValueError, match=r"reset options \['low'\] differ .* SyncVectorEnv takes one value for all"):
+        env.reset()
+    PPO("MlpPolicy", SamVecEnv(cartpoles()), n_steps=8, batch_size=8, n_epochs=1, device="cpu").learn(48)
+
+
+def test_wrapped_it_is_the_same(small: dict[str, Any], same: Callable[[Any, Any], None]) -> None:
+    """Wrappers of the vector environment act; masks, options and pictures are those of what they wrap."""
+    plain = adapter(small, 3, scale=10.0, reward="hit")
+    inner = gymnasium.make_vec(
+        num_envs=N, autoreset_mode="SameStep", max_episode_steps=3, reward="hit", render_mode="rgb_array", **small
+    )
+    counted = gymnasium.wrappers.vector.RecordEpisodeStatistics(inner)
+    wrapped = SamVecEnv(gymnasium.wrappers.vector.TransformReward(counted, lambda reward: 10 * reward))
+    for env in (plain, wrapped):
+        env.seed(1)
+        env.set_options([{"image": i} for i in range(N)])
+    same(reset(wrapped), reset(plain))
+    for actions in ([1, STOP, 3], [4, 5, 6], [7, 8, STOP]):
+        mine, other = step(wrapped, actions), step(plain, actions)
+        episodes = [info.pop("episode", None) for info in mine[3]]
+        assert [episode is not None for episode in episodes] == other[2].tolist()
+        same(mine, other)
+        same(get_action_masks(wrapped), get_action_masks(plain))
+    assert episodes[0]["l"] == 3
+    assert [picture.shape for picture in wrapped.get_images()] == [(512, 448, 3)] * N
+
+
+def test_refuses_spaces_that_sb3_does_not_take() -> None:
+    number, two = spaces.Box(0, 1, (2,)), spaces.Discrete(2)
+    check_spaces(spaces.Dict({"a": number, "b": two}), spaces.MultiDiscrete([2, 3]))
+    for observed, acted, message in (
+        (number, spaces.Tuple([two, two]), r"SB3 acts in .*, not in Tuple\(Discrete\(2\), Discrete\(2\)\): flatten"),
+        (number, spaces.Dict({"a": two}), "SB3 acts in .*, not in Dict"),
+        (number, spaces.Discrete(2, start=1), "from 0, not from 1"),
+        (spaces.Tuple([two]), two, "SB3 observes .*, not Tuple"),
+        (spaces.Dict({"a": spaces.Dict({"b": number})}), two, "SB3 observes .* at 'a': flatten"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_spaces(observed, acted)
+
+
 @pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
 def test_refuses_other_autoreset_modes(small: dict[str, Any], mode: str) -> None:
     env = gymnasium.make_vec(num_envs=2, autoreset_mode=mode, **small)
@@ -166,11 +263,11 @@ def test_refuses_other_autoreset_modes(small: dict[str, Any], mode: str) -> None
 
 
 def test_refuses_other_environments(small: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="vector environment of sam_gym, got CartPoleVectorEnv"):
+    with pytest.raises(ValueError, match="AutoresetMode.SAME_STEP}, not 'NextStep'"):
         SamVecEnv(gymnasium.make_vec("CartPole-v1", num_envs=2))
-    env = gymnasium.make_vec(num_envs=2, autoreset_mode="SameStep", **small)
-    with pytest.raises(ValueError, match="unwrapped"):
-        SamVecEnv(gymnasium.wrappers.vector.TransformReward(env, lambda reward: reward))
+    single: Any = gymnasium.make(**small)
+    with pytest.raises(ValueError, match="make one with gymnasium.make_vec, got"):
+        SamVecEnv(single)
 
 
 def test_pictures_and_attributes(small: dict[str, Any]) -> None:

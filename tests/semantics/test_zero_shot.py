@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam_gym.fetching import sha256_of
+from sam_gym._utils.fetching import sha256_of
 from sam_gym.semantics.models import MICRO_FOLDER, untrained_micro
 from sam_gym.semantics.regions import Region
 from sam_gym.semantics.scorer import RegionScorer, get_scorer

@@ -108,7 +108,7 @@ def test_the_oracle_keeps_to_what_is_allowed(posed: Posed) -> None:
         assert action not in clicked
         clicked.append(action)
         env.engine.episodes.used[0, action] = True
-    scores = click_scores(env.engine, 0)
+    scores = click_scores(env, 0)
     assert scores[clicked].tolist() == np.sort(scores)[::-1][:5].tolist()  # the next deepest each time
     env.engine.episodes.used[0] = True
     assert oracle_clicks({}, env).tolist() == [STOP]
@@ -124,7 +124,7 @@ def test_scores_are_distances_to_the_border_of_the_error(posed: Posed, cue: tupl
     mask, truth = (gaussian_filter(rng.standard_normal((SIDE, SIDE)), 8) > 0 for _ in range(2))
     env = posed((mask, truth), cue=cue)
     left, top, side = (float(v) for v in env.engine.episodes.view[0])
-    scores = click_scores(env.engine, 0).reshape(2, G, G)
+    scores = click_scores(env, 0).reshape(2, G, G)
     assert (scores > 0).any(axis=(1, 2)).all()
     y0, y1 = max(0, int(np.floor(top))), min(SIDE, int(np.ceil(top + side)))
     x0, x1 = max(0, int(np.floor(left))), min(SIDE, int(np.ceil(left + side)))

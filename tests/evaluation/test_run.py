@@ -24,9 +24,9 @@ from sam_gym.evaluation import (
     evaluate_stored,
     make_evaluation_env,
 )
-from sam_gym.metrics import boundary_iou, mask_dice, mask_iou
+from sam_gym.evaluation.metrics import boundary_iou, mask_dice, mask_iou
+from sam_gym.evaluation.records import COLUMNS, EpisodeCase, Record
 from sam_gym.prompters import PROMPTERS, RandomPrompter, baselines, box_only, centre, oracle_clicks
-from sam_gym.records import COLUMNS, EpisodeCase, Record
 from sam_gym.sam import PromptBatch
 
 STOP = 2 * 16 * 16

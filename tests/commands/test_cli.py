@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam_gym import embedding_folder
 from sam_gym.data import load_data, load_whole_class
-from sam_gym.sam import SamBackend
+from sam_gym.sam import SamBackend, embedding_folder
 
 TINY = ("--checkpoint", "tiny_random", "--device", "cpu", "--precision", "exact")
 
@@ -46,6 +45,7 @@ def folder(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------------- encode
 
 
+@pytest.mark.real_images
 def test_encode_a_dataset_twice(run: Run, cache: Path) -> None:
     status, out, _ = run("encode", "isbi2012", "--split", "val", *TINY)
     assert status == 0
@@ -57,6 +57,7 @@ def test_encode_a_dataset_twice(run: Run, cache: Path) -> None:
     assert out.startswith("2 of 2 images: 0 encoded, 2 found, 0 failed; 0.1 MiB, ")
 
 
+@pytest.mark.real_images
 def test_encode_the_tiles_of_an_environment(run: Run, cache: Path) -> None:
     status, out, _ = run("encode", "SamPromptSemantic-VNCMitochondria-v0", "--split", "val", *TINY)
     assert status == 0
@@ -151,12 +152,12 @@ def test_encode_stops_where_nothing_can_be_stored(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("isbi2013",), "'isbi2013' is no dataset, environment id or folder. Did you mean isbi2012"),
-        (("SamPrompt-ISBI-v1",), "Did you mean SamPrompt-ISBI-v0"),
+        (("isbi2013",), "'isbi2013' is no dataset, environment id or folder. Did you mean 'isbi2012'"),
+        (("SamPrompt-ISBI-v1",), "Did you mean 'SamPrompt-ISBI-v0'"),
         (("/no/such/folder",), "'/no/such/folder' is no dataset, environment id or folder. Known names: isbi2012"),
         ((__file__,), "is a file; name its folder"),
-        (("isbi2012", "--checkpoint", "mobile_sma"), "unknown checkpoint 'mobile_sma'. Did you mean 'mobile_sam'?"),
-        (("isbi2012", "--split", "val", "--device", "tpu9000"), "device 'tpu9000' is unknown"),
+        (("synthetic-em", "--checkpoint", "mobile_sma"), "unknown checkpoint 'mobile_sma'. Did you mean 'mobile_sam'?"),
+        (("synthetic-em", "--split", "val", "--device", "tpu9000"), "device 'tpu9000' is unknown"),
     ],
 )
 def test_encode_names_what_it_does_not_know(run: Run, cache: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -282,13 +283,14 @@ def test_no_cache_at_all(run: Run, monkeypatch: pytest.MonkeyPatch, command: tup
 @pytest.mark.parametrize(
     ("command", "there_is"),
     [
-        (("encod", "isbi2012"), "list, fetch, encode, evaluate, render, segment, cache"),
-        ((), "list, fetch, encode, evaluate, render, segment, cache"),
+        (("encod", "isbi2012"), "list, fetch, encode, evaluate, render, train, segment, leaderboard, cache"),
+        ((), "list, fetch, encode, evaluate, render, train, segment, leaderboard, cache"),
         (("cache", "purge"), "info, verify, prune"),
         (("cache",), "info, verify, prune"),
+        (("leaderboard", "tabel"), "run, table, check, add"),
     ],
 )
 def test_unknown_commands(run: Run, command: tuple[str, ...], there_is: str) -> None:
     status, out, err = run(*command)
     assert (status, out) == (2, "")
-    assert there_is in err
+    assert there_is in " ".join(err.replace("│", " ").split())

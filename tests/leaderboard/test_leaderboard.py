@@ -6,40 +6,38 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium
 import pytest
 from sb3_contrib import MaskablePPO
 
+from sam_gym.commands import leaderboard
 from sam_gym.commands.listing import read_scores
 from sam_gym.evaluation import episode_list_hash
-from sam_gym.records import Record
+from sam_gym.evaluation.records import Record
+from sam_gym.leaderboard.board import Board, BoardError
+from sam_gym.leaderboard.gallery import picture_file, picture_of
+from sam_gym.leaderboard.summaries import PACKAGED, Tables
+from sam_gym.leaderboard.tables import markdown, standings_of, tables_of
 from sam_gym.sam.checkpoints import checkpoint_id
 from sam_gym.sb3 import SamVecEnv, SpatialPolicy
 from sam_gym.sb3.saved import SavedAgent
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 ENV_ID = "SamPrompt-DSB-v0"
 COMMIT = "0" * 40
-MODULES = ("board", "standings", "page", "leaderboard")
 
 
 @pytest.fixture(scope="module")
 def commands() -> Iterator[ModuleType]:
-    """benchmarks/leaderboard.py as a module, on a clean commit."""
+    """The commands of `sam-gym leaderboard` as a module, on a clean commit."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.syspath_prepend(str(BENCHMARKS))
-        patched.setattr("sam_gym.report._git_commit", lambda: COMMIT)
-        import leaderboard
-
+        patched.setattr("sam_gym.evaluation.report._git_commit", lambda: COMMIT)
         yield leaderboard
-    for name in MODULES:
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +50,7 @@ def filled(commands: ModuleType, real_folder: Path, tmp_path_factory: pytest.Tem
         "environments": {ENV_ID: None}, "agents": [],
     }  # fmt: skip
     (folder / "leaderboard_manifest.json").write_text(json.dumps(manifest))
-    commands.run(device="cpu", folder=folder)
+    commands.run(device="cpu", board=folder)
     return folder
 
 
@@ -60,7 +58,7 @@ def filled(commands: ModuleType, real_folder: Path, tmp_path_factory: pytest.Tem
 def board(commands: ModuleType, filled: Path, tmp_path: Path) -> Any:
     """A copy of it to tamper with."""
     shutil.copytree(filled, tmp_path / "board")
-    return commands.Board(tmp_path / "board")
+    return Board(tmp_path / "board")
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +131,7 @@ def put(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (put("record", "provenance", "precision", value="fast"), "precision is"),
         (put("record", "provenance", "split", value="val"), "schema.json"),
         (put("run", "git_commit", value=COMMIT + "-dirty"), "commit first"),
-        (put("run", "git_commit", value=None), "commit first"),
+        (put("run", "git_commit", value=None), "run it in a clone"),
         (put("record", "format", value=1), "schema.json at record/format"),
         (put("entry", value="centre"), "it says it is 'centre'"),
         (put("seed", value=1), "seed 1"),
@@ -167,10 +165,10 @@ def test_run_skips_what_is_stored_and_repeats_to_the_bit(
 ) -> None:
     entry = board.entries()[2]
     before = board.record_file(entry).read_text()
-    commands.run(device="cpu", folder=board.folder)
+    commands.run(device="cpu", board=board.folder)
     assert "0 of 7 evaluated" in capsys.readouterr().out
     board.record_file(entry).unlink()
-    commands.run(env=(ENV_ID,), entry=("random",), device="cpu", folder=board.folder)
+    commands.run(env=(ENV_ID,), entry=("random",), device="cpu", board=board.folder)
     assert "1 of 3 evaluated" in capsys.readouterr().out
     first, second = (json.loads(text)["record"] for text in (before, board.record_file(entry).read_text()))
     assert first["measures"] == second["measures"]
@@ -179,17 +177,17 @@ def test_run_skips_what_is_stored_and_repeats_to_the_bit(
 
 def test_run_refuses_other_episodes_than_the_boards(board: Any, commands: ModuleType) -> None:
     board.write_manifest({**board.manifest, "max_objects": 2})
-    with pytest.raises(commands.BoardError, match="other episodes than the records"):
-        commands.run(device="cpu", folder=board.folder)
+    with pytest.raises(BoardError, match="other episodes than the records"):
+        commands.run(device="cpu", board=board.folder)
 
 
 def test_unknown_names_are_told(board: Any, commands: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(commands.BoardError, match="is no board: it has no leaderboard_manifest.json"):
+    with pytest.raises(BoardError, match="is no board: it has no leaderboard_manifest.json"):
         commands.check(tmp_path / "nowhere")
-    with pytest.raises(commands.BoardError, match="no entry 'randon' on the board; did you mean 'random'"):
-        commands.run(entry=("randon",), folder=board.folder)
-    with pytest.raises(commands.BoardError, match="no environment 'x' on the board; there are SamPrompt-DSB-v0"):
-        commands.run(env=("x",), folder=board.folder)
+    with pytest.raises(BoardError, match="unknown entry of the board 'randon'; did you mean 'random'"):
+        commands.run(entry=("randon",), board=board.folder)
+    with pytest.raises(BoardError, match="unknown environment of the board 'x'; there are SamPrompt-DSB-v0"):
+        commands.run(env=("x",), board=board.folder)
 
 
 def test_an_agent_is_added_measured_and_bound_to_its_file(board: Any, commands: ModuleType, model: Path) -> None:
@@ -197,10 +195,10 @@ def test_an_agent_is_added_measured_and_bound_to_its_file(board: Any, commands: 
         commands.add(model, "mine", "A. Name", ENV_ID, seed, board.folder)
     assert board.manifest["agents"] == [{"name": "mine", "by": "A. Name", "seeds": {ENV_ID: [0, 1]}}]
     assert sum("there is no record" in sentence for sentence in board.check()) == 2
-    shown = commands.picture_file(board, ENV_ID)
-    assert commands.picture_of(shown) == f"{ENV_ID}, oracle clicks"
-    commands.run(entry=("mine",), device="cpu", folder=board.folder)
-    assert commands.picture_of(shown) == f"{ENV_ID}, mine, seed 0"
+    shown = picture_file(board, ENV_ID)
+    assert picture_of(shown) == f"{ENV_ID}, oracle clicks"
+    commands.run(entry=("mine",), device="cpu", board=board.folder)
+    assert picture_of(shown) == f"{ENV_ID}, mine, seed 0"
     assert board.check() == []
     mine = next(entry for entry in board.entries() if entry.name == "mine")
     assert board.model_file(mine).stat().st_size < model.stat().st_size / 2
@@ -220,21 +218,21 @@ def test_a_record_is_added_if_it_holds_good(
     board: Any, commands: ModuleType, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands.add(model, "theirs", "B", ENV_ID, 0, board.folder)
-    commands.run(entry=("theirs",), device="cpu", folder=board.folder)
+    commands.run(entry=("theirs",), device="cpu", board=board.folder)
     entry = next(entry for entry in board.entries() if entry.name == "theirs")
     elsewhere = tmp_path / "record.json"
     shutil.move(board.record_file(entry), elsewhere)
     board.model_file(entry).unlink()
     board.write_manifest({**board.manifest, "agents": []})
-    with pytest.raises(commands.BoardError, match="says it is 'theirs', seed 0, by 'B'"):
+    with pytest.raises(BoardError, match="says it is 'theirs', seed 0, by 'B'"):
         commands.add(elsewhere, "theirs", "C", ENV_ID, 0, board.folder)
     commands.add(elsewhere, "theirs", "B", ENV_ID, 0, board.folder)
     assert board.check() == []
-    commands.run(device="cpu", folder=board.folder)
+    commands.run(device="cpu", board=board.folder)
     assert "kept, its model is not here" in capsys.readouterr().err
     board.record_file(entry).unlink()
-    with pytest.raises(commands.BoardError, match="neither"):
-        commands.run(entry=("theirs",), device="cpu", folder=board.folder)
+    with pytest.raises(BoardError, match="neither"):
+        commands.run(entry=("theirs",), device="cpu", board=board.folder)
 
 
 @pytest.mark.parametrize(
@@ -246,13 +244,13 @@ def test_a_record_is_added_if_it_holds_good(
     ],
 )
 def test_add_refuses(board: Any, commands: ModuleType, model: Path, change: dict[str, Any], said: str) -> None:
-    with pytest.raises(commands.BoardError, match=said):
-        commands.add(**{"file": model, "name": "mine", "by": "A", "env": ENV_ID, "folder": board.folder, **change})
+    with pytest.raises(BoardError, match=said):
+        commands.add(**{"file": model, "name": "mine", "by": "A", "env": ENV_ID, "board": board.folder, **change})
 
 
 def test_the_tables_say_what_the_records_say(board: Any, commands: ModuleType, model: Path) -> None:
     commands.add(model, "mine", "A. Name", ENV_ID, 0, board.folder)
-    commands.run(entry=("mine",), device="cpu", folder=board.folder)
+    commands.run(entry=("mine",), device="cpu", board=board.folder)
     commands.table(board.folder)
     text = (board.folder.parent / "LEADERBOARD.md").read_text()
     rows = {line.split("](")[0][3:]: line for line in text.splitlines() if line.startswith("| [")}
@@ -279,23 +277,66 @@ def test_the_tables_say_what_the_records_say(board: Any, commands: ModuleType, m
     assert closed.endswith(f"| {most:.3f} | {(last - first) / (most - first):.0%} |")
 
 
-def test_the_published_board_holds_good_and_its_table_is_made_of_it(commands: ModuleType) -> None:
-    board = commands.Board()
+def test_the_published_board_holds_good_and_its_tables_are_made_of_it(tmp_path: Path) -> None:
+    """LEADERBOARD.md, and the standings that the package holds."""
+    board = Board(BENCHMARKS)
     assert board.check() == []
-    from standings import by_task, mean_ious, standing
+    standings = standings_of(board)
+    assert markdown(board, standings) == (BENCHMARKS.parent / "LEADERBOARD.md").read_text(encoding="utf-8")
+    tables_of(board, standings).write(tmp_path / "standings.json")
+    assert (tmp_path / "standings.json").read_text() == PACKAGED.read_text(encoding="utf-8")
+    packaged = Tables.read()
+    assert packaged.manifest == board.manifest
+    for environments in packaged.tasks.values():
+        for one in environments:
+            scores = read_scores()[one.env_id]
+            assert {(row.kind, row.name) for row in one.rows} == {(k, name) for k in scores for name in scores[k]}
+            assert all(scores[row.kind][row.name] == pytest.approx(row.iou.mean, abs=6e-5) for row in one.rows)
 
-    standings = [standing(board, env_id) for env_id in board.manifest["environments"]]
-    table = (BENCHMARKS.parent / "LEADERBOARD.md").read_text(encoding="utf-8")
-    assert commands.markdown(board, by_task(standings)) == table
-    assert read_scores() == {one.env_id: mean_ious(one) for one in standings}
+
+def test_the_published_standings_without_a_board(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an empty folder the tables are printed, with the numbers of LEADERBOARD.md, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run("leaderboard", "table")
+    assert status == 0
+    assert "the published standings" in out
+    shown = {" ".join(line.split()) for line in out.splitlines()}
+    text = (BENCHMARKS.parent / "LEADERBOARD.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| [")]
+    assert len(rows) == sum(len(scores[kind]) for scores in read_scores().values() for kind in scores)
+    for row in rows:
+        name = row[0].partition("]")[0][1:]
+        assert " ".join((name, *row[1:7], row[13])) in shown, row
+    assert all(len(line) <= 120 for line in out.splitlines())
+    for words in (["check"], ["run"], ["add", "x.zip", "--name", "a", "--by", "b", "--env", ENV_ID]):
+        status, _, err = run("leaderboard", *words)
+        assert status == 1
+        assert err.startswith("error: there is no board here")
+        assert err.count("\n") == 1
+        assert "--board DIR" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_board_of_ones_own_is_begun(commands: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the published episodes, and no agents; a folder of other things is left alone."""
+    asked = []
+    monkeypatch.setattr("sam_gym.leaderboard.running.run_missing", lambda board, *_: asked.append(board) or "0 of 7")
+    commands.run(board=tmp_path / "mine")
+    manifest = Board(BENCHMARKS).manifest
+    assert asked[0].manifest == {**manifest, "agents": []}
+    assert not any("clone" in entry.name for entry in asked[0].entries())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("dear")
+    with pytest.raises(BoardError, match="no board and not empty"):
+        commands.run(board=tmp_path / "other")
 
 
 @pytest.fixture(scope="module")
-def browser() -> str:
+def browser(lacking: Callable[[str], NoReturn]) -> str:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.fail("the page is tested in headless Chromium: install it (Debian's package is called chromium)")
-    return found
+    return found or lacking("needs Chromium on the path: apt install chromium")
 
 
 PROBE = """<script>

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 
+from sam_gym.annotate.segmenting import BATCH, Segment, Segmenter, label_image
 from sam_gym.data import UnlabelledData, load_data
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.prompt import SamPromptVectorEnv
@@ -20,7 +21,6 @@ from sam_gym.prompters import oracle_clicks
 from sam_gym.sam import PromptBatch, SamBackend
 from sam_gym.sb3 import ALGORITHMS, SamVecEnv
 from sam_gym.sb3.saved import SavedAgent
-from sam_gym.segmenting import BATCH, Segment, Segmenter, label_image
 
 SAM = {"checkpoint": "tiny_random", "device": "cpu", "precision": "exact"}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sam_gym import report
-from sam_gym.fetching import write_json
-from sam_gym.progress import progress_bar
-from sam_gym.records import EpisodeCase, Record
+from sam_gym._utils.fetching import write_json
+from sam_gym._utils.progress import progress_bar
+from sam_gym.evaluation import report
+from sam_gym.evaluation.records import EpisodeCase, Record
 
 
 @pytest.fixture
@@ -76,9 +78,27 @@ def test_a_bar_writes_seldom_where_nobody_watches(
 ) -> None:
     written = stream()
     monkeypatch.setattr(sys, "stderr", written)
-    monkeypatch.setattr("sam_gym.progress.TERMINAL_SECONDS", 0.0)
+    monkeypatch.setattr("sam_gym._utils.progress.TERMINAL_SECONDS", 0.0)
     with progress_bar("counting", 50, "sheep") as bar:
         for _ in range(50):
             bar.update()
     assert least <= written.getvalue().count("\r") <= most
     assert "50/50" in written.getvalue()
+
+
+def test_the_commit_is_that_of_this_package_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that is installed inside somebody else's checkout is of no commit."""
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True)
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "theirs")
+    (tmp_path / "report.py").touch()
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "report.py"))
+    assert report.provenance()["git_commit"] is None
+    git("add", "report.py")
+    git("commit", "-q", "-m", "ours")
+    assert re.fullmatch(r"[0-9a-f]{40}", report.provenance()["git_commit"])
+    (tmp_path / "report.py").write_text("changed")
+    assert report.provenance()["git_commit"].endswith("-dirty")

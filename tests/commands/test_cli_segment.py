@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam_gym.contact_sheet import Tile, contact_sheet
+from sam_gym.annotate.contact_sheet import Tile, contact_sheet
+from sam_gym.annotate.segmenting import Segmenter
 from sam_gym.data.images import open_pixels
-from sam_gym.segmenting import Segmenter
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -96,7 +96,7 @@ def test_failures_stop_nobody_and_are_tried_again(segment: Run, photos: Path, tm
     assert out.startswith("4 of 4 images: 1 segmented, 0 found, 3 failed; 4 masks")
     assert "cannot segment c.tif: the box 200, 5, 220, 30 lies outside the image of 80 x 60 px" in err
     assert "cannot segment deep/b.jpg: " in err
-    assert f"there is no image file {photos / 'd.tif'}. Did you mean c.tif" in err
+    assert f"there is no image file {photos / 'd.tif'}. Did you mean 'c.tif'" in err
     assert [bool(row["error"]) for row in table(tmp_path / "out")] == [False] * 3 + [True, False, True, True]
     (photos / "deep/b.jpg").write_bytes(whole)
     write_boxes(tmp_path, (tmp_path / "boxes.csv").read_text().splitlines()[1:6])
@@ -154,7 +154,7 @@ def test_errors_before_any_work(run: Run, segment: Run, photos: Path, tmp_path: 
     status, _, err = segment("--agent", str(tmp_path / "no.zip"))
     assert (status, err.splitlines()[-1]) == (
         1,
-        f"error: there is no model {tmp_path / 'no.zip'}; agents/train_ppo.py writes runs/NAME/model.zip",
+        f"error: there is no model {tmp_path / 'no.zip'}; sam-gym train writes runs/NAME/model.zip",
     )
     Image.new("L", (9, 9)).save(photos / "a.bmp")
     write_boxes(tmp_path, ["a.png,1,1,5,5", "a.bmp,1,1,5,5"])

@@ -17,20 +17,18 @@ from typing import Any
 
 import gymnasium
 import pytest
-import torch
 import yaml
 from PIL import Image
 from sb3_contrib import MaskablePPO
-from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sam_gym.envs import engine as engine_module
 from sam_gym.evaluation import evaluate_entries
 from sam_gym.prompters import centre
-from sam_gym.sam import load_sam
-from sam_gym.sam.tuning import Tuner
+from sam_gym.registration import env_ids
+from sam_gym.training import Arguments, Training, read_recipe, recipe_names
 
-AGENTS = Path(__file__).resolve().parents[1] / "agents"
+AGENTS = Path(__file__).resolve().parents[2] / "agents"
 ENV_ID = "SamPrompt-Synthetic-v0"
 SECTION = {
     "n_envs": 2, "n_timesteps": 32, "policy": "SpatialPolicy", "n_steps": 8, "batch_size": 16, "n_epochs": 1,
@@ -61,10 +59,8 @@ def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     command = [str(part) for part in ("train_ppo.py", *TINY, *FEW, "--config", config, "--run-dir", folder)]
     said, errors = StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(said), redirect_stderr(errors):
-        patched.syspath_prepend(str(AGENTS))
         patched.setattr(sys, "argv", command)
         runpy.run_path(str(AGENTS / "train_ppo.py"), run_name="__main__")
-    sys.modules.pop("training")
     return folder, subprocess.CompletedProcess(command, 0, said.getvalue(), errors.getvalue())
 
 
@@ -258,25 +254,19 @@ def test_ctrl_c_and_resume(config: Path, script: Script, tmp_path: Path) -> None
 def test_training_never_touches_the_held_out_split(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(AGENTS))
-    from train_ppo import Arguments
-    from training import Training
-
     loaded: list[str] = []
     load_data = engine_module.load_data
     monkeypatch.setattr(
         engine_module, "load_data", lambda name, split, *a: (loaded.append(split), load_data(name, split, *a))[1]
     )
     run = Training.open(
-        Arguments(env=ENV_ID, config=config, checkpoint="tiny_random", device="cpu", eval_objects=2, evaluations=1,
+        Arguments(env=ENV_ID, config=str(config), checkpoint="tiny_random", device="cpu", eval_objects=2, evaluations=1,
                   clone_steps=8, ppo_steps=16, run_dir=tmp_path / "run")
     )  # fmt: skip
     run.clone()
     run.ppo()
     assert loaded == ["train", "val"]
     assert run.train.settings.split == "train"
-    for name in ("train_ppo", "training"):
-        sys.modules.pop(name)
 
 
 # -------------------------------------------------------------------------------------------------- help, errors
@@ -289,7 +279,7 @@ def test_help_is_quick_and_teaches(name: str) -> None:
         f"sys.argv = [{name!r}, '--help']\n"
         f"try: runpy.run_path({str(AGENTS / name)!r}, run_name='__main__')\n"
         "except SystemExit as exit: assert not exit.code\n"
-        "heavy = {'torch', 'stable_baselines3', 'gymnasium', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'stable_baselines3', 'matplotlib'} & set(sys.modules)\n"
         "print('HEAVY', sorted(heavy), 'SECONDS', time.process_time())"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -304,7 +294,7 @@ BAD_CONFIGS = {
     "unknown entry 'rounds'": {ENV_ID: {**SECTION, "clone": {"rounds": 3}}},
     "'gamma' is missing": {ENV_ID: {name: value for name, value in SECTION.items() if name != "gamma"}},
     f"section {ENV_ID}, clone: names and values are needed, got None": {ENV_ID: {**SECTION, "clone": None}},
-    "policy 'MlpPolicy' is unknown": {ENV_ID: {**SECTION, "policy": "MlpPolicy"}},
+    "unknown policy 'MlpPolicy'; did you mean 'BoxPolicy'?": {ENV_ID: {**SECTION, "policy": "MlpPolicy"}},
     f"has no section for '{ENV_ID}'; it has SamPrompt-ISBI-v0": {"SamPrompt-ISBI-v0": SECTION},
     f"has no section for '{ENV_ID}'; it has none": "text",
 }
@@ -319,6 +309,37 @@ def test_bad_configs_are_named(script: Script, tmp_path: Path, message: str) -> 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("env_id", env_ids())
+def test_every_environment_has_a_recipe(env_id: str) -> None:
+    assert recipe_names() == ["alignsam", "alignsam_gain", "clip", "ppo"]
+    assert read_recipe("ppo", env_id)["n_envs"] == 16
+
+
+def test_the_command_trains(
+    run: Callable[..., tuple[int, str, str]], config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sam-gym train` is the script; it tells how to go on with itself."""
+    folder = tmp_path / "run"
+
+    def interrupted(training: Training) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "ppo", interrupted)
+        status, _, err = run(
+            "train", *TINY, *FEW, "--config", str(config), "--clone-steps", "8", "--run-dir", str(folder)
+        )
+    assert status == 130
+    assert err.endswith(
+        f"stopped. model.zip is the clone model after 8 steps\ngo on with: sam-gym train --resume {folder}\n"
+    )
+    status, out, _ = run("train", "--resume", str(folder))
+    assert status == 0
+    assert out.endswith(f"everything is in {folder}\n")
+    status, _, err = run("train", "--config", "dqn")
+    assert (status, err) == (1, "error: unknown recipe 'dqn'; there are alignsam, alignsam_gain, clip, ppo\n")
+
+
 def test_bad_arguments_are_named(script: Script, config: Path, tmp_path: Path) -> None:
     (tmp_path / "no.yml").write_text("{: nothing")
     (tmp_path / "model.zip").write_text("no zip")
@@ -329,6 +350,9 @@ def test_bad_arguments_are_named(script: Script, config: Path, tmp_path: Path) -
         ("has no section for 'SamPrompt-Mars-v0'", train, "--env", "SamPrompt-Mars-v0"),
         ("SamPromt-ISBI", train, "--env", "SamPromt-ISBI-v0", "--config", tmp_path / "near.yml"),
         (f"there is no config {tmp_path / 'none.yml'}", train, "--config", tmp_path / "none.yml"),
+        ("unknown recipe 'alignsm'; did you mean 'alignsam'?", train, "--config", "alignsm"),
+        ("unknown recipe 'dqn'; there are alignsam, alignsam_gain, clip, ppo", train, "--config", "dqn"),
+        ("recipe clip has no section for 'SamPrompt-ISBI-v0'; it has SamPromptSemantic-", train, "--config", "clip"),
         (f"{tmp_path / 'no.yml'} is not YAML", train, "--config", tmp_path / "no.yml"),
         (f"{tmp_path} is not the folder of a run", train, "--resume", tmp_path),
         ("leave out --seed, --ppo-steps", train, "--resume", tmp_path, "--seed", "1", "--ppo-steps", "9"),
@@ -347,76 +371,3 @@ def assert_one_line(said: str | None, message: str) -> None:
     assert said.startswith("error: ")
     assert message in said
     assert "\n" not in said.strip()
-
-
-# ------------------------------------------------------------------------------------------------------- boxes
-
-BOX_ID = "SamBoxRefine-Synthetic-v0"
-TUNE = [
-    "--dataset", "synthetic-em", "--checkpoint", "tiny_random", "--device", "cpu",
-    "--steps", "6", "--batch-size", "2", "--eval-objects", "2",
-]  # fmt: skip
-
-
-def test_an_agent_for_boxes(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same script, by the policy that the config names; on a decoder that was tuned."""
-    decoder, run, config = tmp_path / "tuned.safetensors", tmp_path / "run", tmp_path / "boxes.yml"
-    config.write_text(yaml.safe_dump({BOX_ID: {**SECTION, "policy": "BoxPolicy"}}))
-    assert script("tune_decoder.py", *TUNE, "--out", decoder) is None
-    said = script(
-        "train_ppo.py", "--env", BOX_ID, "--checkpoint", decoder, "--device", "cpu", *FEW, "--config", config,
-        "--run-dir", run,
-    )  # fmt: skip
-    assert said is None
-    policy = PPO.load(run / "model.zip").policy
-    record = json.loads((run / "record.json").read_text())
-    assert float(policy.stop_below) == pytest.approx(record["best"]["stop_below"])
-    assert record["best"]["stop_below"] in policy.stop_choices
-    assert record["best"]["gain"] >= max(point["gain"] for point in record["points"])  # theirs are of the largest value
-    assert [e["name"] for e in record["evaluation"]] == ["box only", "random", "oracle box", "clone alone", "agent"]
-    assert record["evaluation"][0]["checkpoint"].startswith("tuned-")
-    capsys.readouterr()
-    more = ["--env", BOX_ID, "--checkpoint", decoder, "--device", "cpu", "--objects", "2", "--split", "val"]
-    assert script("evaluate.py", run / "model.zip", *more) is None
-    assert "oracle box" in capsys.readouterr().out
-
-
-def test_an_unknown_policy_is_named(script: Script, tmp_path: Path) -> None:
-    config = tmp_path / "boxes.yml"
-    config.write_text(yaml.safe_dump({BOX_ID: {**SECTION, "policy": "CirclePolicy"}}))
-    said = script("train_ppo.py", "--env", BOX_ID, "--config", config, "--run-dir", tmp_path / "run")
-    assert "policy 'CirclePolicy' is unknown; there are SpatialPolicy, BoxPolicy" in str(said)
-
-
-def test_tuning_says_what_it_gained(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "runs" / "decoder.safetensors"
-    assert script("tune_decoder.py", *TUNE, "--method", "decoder", "--out", out) is None
-    printed = capsys.readouterr().out
-    assert re.search(r"before: 0\.\d+ at 0%, 0\.\d+ at 20%, 0\.\d+ at 40%", printed)
-    assert re.search(r"after: 0\.\d+ at 0%, 0\.\d+ at 20%, 0\.\d+ at 40%", printed)
-    assert [path.name for path in out.parent.iterdir()] == ["decoder.safetensors"]
-    assert "is there already" in str(script("tune_decoder.py", *TUNE, "--method", "decoder", "--out", out))
-
-
-def test_tuning_is_taken_up_after_ctrl_c(
-    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The decoder of an interrupted tuning is that of one that was not."""
-    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
-    assert script("tune_decoder.py", *TUNE, "--out", whole) is None
-    step = Tuner._step
-
-    def interrupted(tuner: Tuner) -> float:
-        if tuner.steps_done == 3:
-            raise KeyboardInterrupt
-        return step(tuner)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Tuner, "_step", interrupted)
-        assert "stopped after 3 steps; the same command goes on" in str(
-            script("tune_decoder.py", *TUNE, "--out", parts)
-        )
-    assert not parts.exists()
-    assert script("tune_decoder.py", *TUNE, "--out", parts) is None
-    a, b = (load_sam(path).state_dict() for path in (whole, parts))
-    assert all(torch.equal(a[name], b[name]) for name in a)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sam_gym.metrics import Interval, bootstrap_mean
-from sam_gym.statistics import (
+from sam_gym.evaluation.bootstrap import Interval, bootstrap_mean
+from sam_gym.evaluation.comparison import (
     interquartile_mean,
     iqm,
     iqm_over_datasets,

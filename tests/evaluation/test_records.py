@@ -9,7 +9,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from sam_gym.records import COLUMNS, Record
+from sam_gym.evaluation.records import COLUMNS, Record
 
 Make = Callable[..., Record]
 

@@ -7,12 +7,9 @@ import pytest
 import scipy.stats
 from scipy.ndimage import binary_erosion, gaussian_filter
 
-from sam_gym.metrics import (
+from sam_gym.evaluation.bootstrap import Interval, bootstrap, bootstrap_mean, bootstrap_runs
+from sam_gym.evaluation.metrics import (
     NEVER,
-    Interval,
-    bootstrap,
-    bootstrap_mean,
-    bootstrap_runs,
     boundary_iou,
     boundary_width,
     mask_boundary,

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sam_gym.boxes import box_iou, tight_box
+from sam_gym._utils.boxes import box_iou, tight_box
 from sam_gym.envs import SamBoxRefineVectorEnv
 from sam_gym.evaluation import evaluate
+from sam_gym.evaluation.records import Record
 from sam_gym.prompters import (
     PROMPTERS,
     IterativeBox,
@@ -23,7 +24,6 @@ from sam_gym.prompters import (
     oracle_box,
     tight_boxes,
 )
-from sam_gym.records import Record
 
 SIDE = 256  # of a generated section
 NOTHING = np.zeros((SIDE, SIDE), np.bool_)
@@ -199,7 +199,7 @@ def test_the_oracle_moves_the_box_onto_the_object(
 ) -> None:
     env = refine(6, action_mode, max_prompts=max_prompts, box_error=0.5, size_error=size_error)
     env.reset(seed=0)
-    targets, ended, overlaps = tight_boxes(env.engine), np.zeros(6, np.bool_), []
+    targets, ended, overlaps = tight_boxes(env), np.zeros(6, np.bool_), []
     for row, target in enumerate(targets):
         np.testing.assert_array_equal(target, tight_box(env.engine.truth(row)))
     while not ended.all():

@@ -35,6 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.real_images
 def test_table_and_records(run: Run, model: Path, tmp_path: Path) -> None:
     command = ("evaluate", "SamPrompt-ISBI-v0", *TINY, "--objects", "3", "--out", str(tmp_path / "out"))
     status, out, _ = run(*command, "--prompter", "oracle-clicks", str(model))
@@ -53,6 +54,7 @@ def test_table_and_records(run: Run, model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out/box_only.json").is_file()
 
 
+@pytest.mark.real_images
 def test_all_scripted_ones_where_none_is_named(run: Run, tmp_path: Path) -> None:
     command = ("evaluate", "SamBoxRefine-ISBI-v0", *TINY, "--objects", "1", "--out", str(tmp_path))
     status, _, _ = run(*command, "--action-mode", "discrete")
@@ -65,7 +67,7 @@ def test_all_scripted_ones_where_none_is_named(run: Run, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("SamPrompt-ISBI-v1",), "there is no environment 'SamPrompt-ISBI-v1'. Did you mean SamPrompt-ISBI-v0"),
+        (("SamPrompt-ISBI-v1",), "there is no environment 'SamPrompt-ISBI-v1'. Did you mean 'SamPrompt-ISBI-v0'"),
         (("SamPrompt-ISBI-v0", "--prompter", "orcle"), "no prompter 'orcle' for action mode 'grid'. Did you mean"),
         (("SamBoxRefine-ISBI-v0", "--prompter", "iterative-box"), "It works in action mode discrete. There are: box"),
         (("SamPrompt-ISBI-v0", "--prompter", "no.zip"), "there is no model no.zip"),
@@ -73,6 +75,7 @@ def test_all_scripted_ones_where_none_is_named(run: Run, tmp_path: Path) -> None
         (("SamPrompt-ISBI-v0", "--prompter", "MODEL", "--action-mode", "box"), "leave out --action-mode box"),
     ],
 )
+@pytest.mark.real_images
 def test_errors(run: Run, model: Path, tmp_path: Path, command: str, arguments: tuple, message: str) -> None:
     given = [str(model) if argument == "MODEL" else argument for argument in arguments]
     status, out, err = run(command, *given, *TINY, "--out", str(tmp_path / "new.gif"))
@@ -82,12 +85,14 @@ def test_errors(run: Run, model: Path, tmp_path: Path, command: str, arguments: 
     assert not (tmp_path / "new.gif").exists()
 
 
+@pytest.mark.real_images
 def test_two_prompters_of_one_name(run: Run, model: Path) -> None:
     status, _, err = run("evaluate", "SamPrompt-ISBI-v0", *TINY, "--prompter", str(model), str(model))
     assert status == 1
     assert "two prompters would be called 'some-run'" in err
 
 
+@pytest.mark.real_images
 def test_a_film(run: Run, model: Path, tmp_path: Path) -> None:
     """One picture a step, the last one longer; the same seed draws the same episode."""
     command = ("render", "SamPrompt-ISBI-v0", *TINY, "--image", "section-22", "--object", "20")
@@ -103,6 +108,7 @@ def test_a_film(run: Run, model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
 
 
+@pytest.mark.real_images
 def test_a_strip(run: Run, tmp_path: Path) -> None:
     status, out, _ = run(
         "render", "SamBoxRefine-ISBI-v0", *TINY, "--prompter", "random", "--out", str(tmp_path / "a.png")
@@ -112,6 +118,7 @@ def test_a_strip(run: Run, tmp_path: Path) -> None:
     assert open_pixels(tmp_path / "a.png").shape == (512 + 16, 6 * (448 + 8) + 8, 3)
 
 
+@pytest.mark.real_images
 def test_an_mp4_is_fed_every_picture(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The encoder itself is not among the requirements: a stand-in takes the frames."""
     taken: list[tuple[int, ...]] = []

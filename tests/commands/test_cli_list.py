@@ -14,7 +14,7 @@ import sam_gym
 from sam_gym.data import DATASETS, load_data, load_whole_class
 from sam_gym.data.spec import read_object_counts
 from sam_gym.registration import CLASSES, SETTINGS
-from sam_gym.registration import DATASETS as SHORT
+from sam_gym.registration import OBJECTS as SHORT
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -39,7 +39,7 @@ def test_all_ids_with_real_files(run: Run, real_folder: Path) -> None:
 
 
 def test_where_nothing_is_there(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SAM_GYM_DATA")
+    monkeypatch.delenv("SAM_GYM_DATA", raising=False)
     monkeypatch.setenv("SAM_GYM_CACHE", str(tmp_path))
     status, out, _ = run("list")
     assert status == 0
@@ -52,12 +52,14 @@ def test_where_nothing_is_there(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("short", "name"), SHORT.items())
+@pytest.mark.real_images
 def test_packaged_numbers_of_objects(short: str, name: str) -> None:
     counted = {split: len(load_data(name, split, **SETTINGS.get(short, {})).objects) for split in DATASETS[name].splits}
     assert read_object_counts(name) == counted
 
 
 @pytest.mark.parametrize("name", CLASSES.values())
+@pytest.mark.real_images
 def test_packaged_numbers_of_images_with_a_class(name: str) -> None:
     counted = {split: len(load_whole_class(name, split).objects) for split in DATASETS[name].splits}
     assert read_object_counts(name, whole_class=True) == counted
@@ -89,7 +91,9 @@ def test_fetch_checks_what_is_there(run: Run, real_folder: Path) -> None:
 def test_fetch_goes_on_after_a_failure(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAM_GYM_DATA", str(tmp_path))
     monkeypatch.setenv("SAM_GYM_CACHE", str(tmp_path))
-    monkeypatch.setattr("sam_gym.fetching.download", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr(
+        "sam_gym._utils.fetching.download", lambda *_, **__: (_ for _ in ()).throw(OSError("no network"))
+    )
     status, out, err = run("fetch", "wbc-cell", "synthetic-em")
     assert (status, out) == (1, "synthetic-em: made by the program, nothing to fetch\n")
     assert "cannot fetch wbc-cell: The real files of wbc-cell could not be had" in err
@@ -99,4 +103,4 @@ def test_fetch_goes_on_after_a_failure(run: Run, tmp_path: Path, monkeypatch: py
 def test_fetch_names_what_it_does_not_know(run: Run) -> None:
     status, out, err = run("fetch", "isbi2012", "mobile_sma")
     assert (status, out) == (1, "")
-    assert "'mobile_sma' is no dataset, environment id or SAM weights. Did you mean mobile_sam or medsam?" in err
+    assert "'mobile_sma' is no dataset, environment id or SAM weights. Did you mean 'mobile_sam' or 'medsam'?" in err

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sam_gym.boxes import SIZE_ERRORS, box_iou, missized_box, tight_box
+from sam_gym._utils.boxes import SIZE_ERRORS, box_iou, missized_box, tight_box
 
 SIZE = (1000, 1200)  # of an image in which nothing below is clipped
 TIGHT = np.array([400, 300, 500, 340], np.float32)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sam_gym.cue_boxes import CueBox, read_cue_boxes
+from sam_gym.annotate.cue_boxes import CueBox, read_cue_boxes
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
