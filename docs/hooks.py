@@ -2,7 +2,7 @@
 
 Pages of environments are made here out of docstrings, tables and stored records, so that nobody writes them a second
 time. A link that leads out of docs/ takes its file along into the site, under repository/, and LEADERBOARD.md becomes
-part of its page. Nothing is computed or drawn: pictures are docs/pictures.py's, scores are benchmarks/leaderboard.py's.
+part of its page. Nothing is computed or drawn: docs/pictures.py draws the pictures, `sam-gym leaderboard` measures.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from PIL import Image
 import sam_gym
 from sam_gym.commands.listing import describe
 from sam_gym.data import DATASETS
+from sam_gym.evaluation.report import markdown as table
 from sam_gym.registration import TASKS
-from sam_gym.report import markdown as table
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -148,10 +148,10 @@ An id is a task, a dataset and a version.
 
 {tasks}
 {table([["id", "images and objects", "train / val / test", "terms of the data"], ["---"] * 4, *rows])}
-Numbers are those of objects; for `SamPromptSemantic` they are those of images, or of tiles of them.
+Train / val / test are numbers of objects. For `SamPromptSemantic` they are numbers of images, or of tiles of images.
 
-`SamPrompt-Folder-v0` and `SamBoxRefine-Folder-v0` take `root=` and show any folder of images and masks, see
-[Data and licences](../data.md). They have no page, since their specification is that of the other ids of the task.
+`SamPrompt-Folder-v0` and `SamBoxRefine-Folder-v0` take `root=`, any folder of images and masks: [Data and
+licences](../data.md). They have no page of their own, because their specification is that of the other ids of the task.
 """
 
 
@@ -191,7 +191,7 @@ hide: [toc]
 
 ## Specification
 
-This is the docstring of `{name}`, the same for every dataset of the task; where it names an id, that is one of several.
+This is the docstring of `{name}`. It is the same for every dataset of the task, so an id in it is one of several.
 
 {specification}
 """
@@ -213,7 +213,7 @@ def picture(env_id: str) -> str:
         f"![An episode of {env_id}](../pictures/{env_id}.png)\n\n"
         f"One episode of the oracle on {pixels}. Blue: SAM's mask. Yellow: outline of the truth. White, dashed: the "
         "cue, where there is one. Orange: the box that has replaced it. Green and red: foreground and background "
-        "clicks. Drawn by `python docs/pictures.py`; one episode is no result."
+        "clicks. Drawn by `python docs/pictures.py`. One episode is an example, not a result."
     )
 
 
@@ -233,13 +233,13 @@ def scores(env_id: str) -> str:
         rows.append((-iou["mean"], [stored["entry"], seed, f"{iou['mean']:.3f}", interval, link]))
     head = [["prompter", "seed", "final IoU", "95 % interval over objects", ""], ["---", "---:", "---:", "---", "---"]]
     return table([*head, *(row for _, row in sorted(rows))]) + (
-        "\nMean IoU of the last mask; oracles look at the truth. How it is measured: [Leaderboard](../leaderboard.md)."
+        "\nMean IoU of the last mask. Oracles look at the truth. How it is measured: [Leaderboard](../leaderboard.md)."
     )
 
 
 def nothing_measured(where: str) -> str:
     """What stands in the place of numbers that nobody has measured."""
-    return f"Nothing has been measured {where} yet: `python benchmarks/leaderboard.py run` does it."
+    return f"Nothing has been measured {where} yet: `sam-gym leaderboard run` does it."
 
 
 def _docstring(entry_point: str) -> str:

@@ -25,14 +25,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sam_gym import env_ids
+from sam_gym._utils.fetching import atomic_path
 from sam_gym.data import DATASETS, SegmentationData
 from sam_gym.data.smears import CYTOPLASM, NUCLEUS, generate_smear
 from sam_gym.data.whole_class import whole_class
 from sam_gym.envs.rendering import BOX, CUE, MASK, NEGATIVE, PAPER, POSITIVE, TRUTH, film_strip
 from sam_gym.evaluation import make_evaluation_env
-from sam_gym.fetching import atomic_path
+from sam_gym.evaluation.report import episode_frames
 from sam_gym.prompters import baselines
-from sam_gym.report import episode_frames
 
 SMEARS = {"wbc-cell": CYTOPLASM, "wbc-nucleus": NUCLEUS}
 """Datasets without a stand-in -> the first class of generated smears that is the object."""
@@ -72,7 +72,7 @@ def main() -> None:
         # Another draw for each id, or those that share a stand-in would all show the same.
         frames = episode_frames(oracle, env, posed, arguments.seed + env_ids().index(env_id))
         path = arguments.out / f"{env_id}.png"
-        source = env.engine.data.source
+        source = env.data.source
         write_strip(path, frames, source)
         print(f"{path}: {source}, {len(frames) - 1} steps, {path.stat().st_size / 1e3:.0f} kB")
 
