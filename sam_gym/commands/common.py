@@ -137,8 +137,6 @@ def load_agent(path: Path, device: str) -> SavedAgent:
     """`sam_gym.sb3.saved.SavedAgent.load`; what is missing is told as an error of one line."""
     if not path.is_file():
         raise ValueError(f"there is no model {path}; sam-gym train writes runs/NAME/model.zip")
-    try:
-        from sam_gym.sb3.saved import SavedAgent
-    except ImportError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return SavedAgent.load(path, device)
+    from sam_gym.leaderboard import board
+
+    return board.load_agent(path, device)

@@ -1,6 +1,6 @@
-"""Numbers about masks, about curves and about means: small, numpy, tested against examples worked by hand.
+"""Numbers about masks and about IoU curves: small, numpy, tested against examples worked by hand.
 
-What compares entries with one another is in `sam_gym.evaluation.comparison`.
+Means and their intervals are in `sam_gym.evaluation.bootstrap`.
 """
 
 from __future__ import annotations

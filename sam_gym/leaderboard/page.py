@@ -18,9 +18,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from sam_gym._utils.fetching import atomic_path
-from sam_gym.leaderboard.board import RANDOM, Board, oracle_of, task_of
-from sam_gym.leaderboard.standings import Standing, environment_of, over_datasets
-from sam_gym.leaderboard.summaries import HEAD, SHARES_HEAD, bracketed, shares_closed
+from sam_gym.leaderboard.board import RANDOM, oracle_of, task_of
+from sam_gym.leaderboard.standings import Standing
+from sam_gym.leaderboard.summaries import HEAD, SHARES_HEAD, Environment, Tables, bracketed, shares_closed
 
 HERE = Path(__file__).resolve().parent
 
@@ -37,17 +37,17 @@ AGENT_COLOURS = ("C0", "C8", "C9", "C6")
 
 
 def write_page(
-    path: Path, board: Board, tasks: dict[str, list[Standing]], pictures: Mapping[str, tuple[Path, str]]
+    path: Path, tasks: dict[str, list[Standing]], tables: Tables, pictures: Mapping[str, tuple[Path, str]]
 ) -> None:
     """Write the page.
 
     Args:
         path: HTML file.
-        board: Its manifest is told.
-        tasks: Standings of each task.
+        tasks: Standings of each task, which are plotted.
+        tables: Their numbers, and the manifest that is told.
         pictures: Environment -> the picture of its episodes, and whose they are.
     """
-    manifest = board.manifest
+    manifest = tables.manifest
     links = "".join(f'<a href="#{task}">{task}</a>' for task in tasks)
     parts = [
         f"<h1>sam_gym leaderboard</h1><p>Held-out split, at most {manifest['max_objects']} objects of an environment, "
@@ -61,17 +61,17 @@ def write_page(
         parts.append(f'<section><h2 id="{task}">{task}</h2>')
         if any(one.agents for one in standings):
             parts.append("<p>Agents, and how far they get from the first mask to the oracle:</p>")
-            shares = [("agent", [_cell(text) for text in row]) for row in shares_closed(map(environment_of, standings))]
+            shares = [("agent", [_cell(text) for text in row]) for row in shares_closed(tables.tasks[task])]
             parts.append(_table(SHARES_HEAD, shares))
         parts.append("<p>Over datasets: interquartile mean of scores, 95 % interval by stratified bootstrap.</p>")
         overall = [
             ("", [_cell(name), _cell(str(count), count), _cell(bracketed(score), score.mean)])
-            for name, (count, score) in over_datasets(standings).items()
+            for name, (count, score) in tables.overall[task].items()
         ]
         parts.append(_table(("entry", "datasets", "score"), overall))
         parts.append(_figure(_bars(standings), "Mean IoU of the last mask, 95 % intervals over objects and seeds."))
-        for one in standings:
-            parts.append(_environment(one, pictures.get(one.env_id)))
+        for one, shown in zip(standings, tables.tasks[task], strict=True):
+            parts.append(_environment(one, shown, pictures.get(one.env_id)))
         parts.append("</section>")
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     page = (
@@ -83,8 +83,7 @@ def write_page(
         temporary.write_text(page, encoding="utf-8")
 
 
-def _environment(one: Standing, picture: tuple[Path, str] | None) -> str:
-    shown = environment_of(one)
+def _environment(one: Standing, shown: Environment, picture: tuple[Path, str] | None) -> str:
     classes = {"agents": "agent", "oracle": "oracle"}
     rows = [(classes.get(row.kind, ""), [_cell(text) for text in row.cells()]) for row in shown.rows]
     parts = [

@@ -16,6 +16,7 @@ from sam_gym.leaderboard.summaries import (
     HEAD,
     PACKAGED,
     SHARES_HEAD,
+    Environment,
     Overall,
     Tables,
     bracketed,
@@ -52,10 +53,10 @@ def write_tables(board: Board) -> Tables:
         raise BoardError(f"the page cannot be drawn, {NEEDS_EXTRA} ({error})") from error
     tasks = standings_of(board)
     tables = tables_of(board, tasks)
-    (board.folder.parent / "LEADERBOARD.md").write_text(markdown(board, tasks), encoding="utf-8")
+    (board.folder.parent / "LEADERBOARD.md").write_text(markdown(board, tasks, tables), encoding="utf-8")
     pictures = {env_id: picture_file(board, env_id) for env_id in board.manifest["environments"]}
     there = {env_id: (file, picture_of(file)) for env_id, file in pictures.items() if file.is_file()}
-    write_page(board.folder / "leaderboard.html", board, tasks, there)
+    write_page(board.folder / "leaderboard.html", tasks, tables, there)
     if board.folder == PACKAGED.parents[2] / "benchmarks":  # a clone's own, not a board that somebody else began
         tables.write(PACKAGED)
     return tables
@@ -104,9 +105,9 @@ def _overall_rows(overall: Overall) -> list[list[str]]:
     return [[name, str(n), bracketed(score)] for name, (n, score) in overall.items()]
 
 
-def markdown(board: Board, tasks: Standings) -> str:
-    """LEADERBOARD.md."""
-    manifest = board.manifest
+def markdown(board: Board, tasks: Standings, tables: Tables) -> str:
+    """LEADERBOARD.md: the numbers of `tables`, linked to the records that they come from."""
+    manifest = tables.manifest
     every = [row for standings in tasks.values() for one in standings for row in one.rows.values()]
     minutes = sum(record.seconds for row in every for record in row.records) / 60
     parts = [
@@ -124,19 +125,19 @@ def markdown(board: Board, tasks: Standings) -> str:
         parts.append(f"\n## {task}\n\n")
         if any(one.agents for one in standings):
             aligned = ["---", "---:", "---", *["---:"] * (len(SHARES_HEAD) - 3)]
-            agents = report.markdown([SHARES_HEAD, aligned, *shares_closed(map(environment_of, standings))])
+            agents = report.markdown([SHARES_HEAD, aligned, *shares_closed(tables.tasks[task])])
             parts.append(f"Agents, and how far they get from the first mask to the oracle:\n\n{agents}\n")
         parts.append("Over datasets: interquartile mean of scores over datasets and seeds, with a 95 % "
                      "interval by stratified bootstrap.\n\n")  # fmt: skip
-        overall = _overall_rows(over_datasets(standings))
+        overall = _overall_rows(tables.overall[task])
         parts.append(report.markdown([["entry", "datasets", "score"], ["---", "---:", "---:"], *overall]))
-        parts += [_environment_markdown(board, one) for one in standings]
+        shown = zip(standings, tables.tasks[task], strict=True)
+        parts += [_environment_markdown(board, one, environment) for one, environment in shown]
     return "".join(parts)
 
 
-def _environment_markdown(board: Board, one: Standing) -> str:
+def _environment_markdown(board: Board, one: Standing, shown: Environment) -> str:
     """An environment's table, and how its agents compare with the best entry that needs no training."""
-    shown = environment_of(one)
     rows = [
         [_linked(board, row), *summary.cells()[1:]]
         for row, summary in zip(one.rows.values(), shown.rows, strict=True)

@@ -32,7 +32,7 @@ from sam_gym.sam.added_token import added_token
 from sam_gym.sam.prompts import ABSENT
 
 PARTS = 4
-"""Into how many parts the image cells are cut on a CPU; they must divide the rows of cells.
+"""Into how many parts the image cells are cut on a CPU.
 
 Every part is computed by one thread, and sums over parts are added in their order. So a mask is the same to the last
 bit whether one core decodes it or all of them do, on any CPU: no BLAS is ever asked to share a product among threads.

@@ -34,7 +34,7 @@ MEMBER = "sam_gym.json"
 FORMAT = 1
 """Version of what stands in it."""
 
-ALGORITHMS: dict[str, type[MaskablePPO] | type[PPO]] = {"MaskablePPO": MaskablePPO, "PPO": PPO}
+LOADED_BY: dict[str, type[MaskablePPO] | type[PPO]] = {"MaskablePPO": MaskablePPO, "PPO": PPO}
 """Name -> the algorithm that loads such a model."""
 
 NEEDED = ("action_mode", "observation", "grid", "max_prompts", "view_scale")
@@ -59,7 +59,7 @@ class Description:
         task: First part of the environment's id, as "SamPrompt"; None if the model fits none.
         settings: Settings that an environment needs for the agent: action_mode, observation, grid, max_prompts,
             view_scale, and for SamPromptSemantic some more.
-        algorithm: Key of `ALGORITHMS`.
+        algorithm: Key of `LOADED_BY`.
         policy: Module and name of the policy's class.
         identity: Of the weights, see `ModelPrompter.identity`.
         env_id: The environment that it was trained in, None where unknown, as are the next two.
@@ -106,9 +106,9 @@ class Description:
         known = {one.name for one in fields(cls)}
         if missing := sorted(known - said.keys()):
             raise ValueError(f"the {MEMBER} in {file} does not say {', '.join(missing)}: save the agent again")
-        if said["algorithm"] not in ALGORITHMS:
+        if said["algorithm"] not in LOADED_BY:
             raise ValueError(
-                f"{file} holds a model of {said['algorithm']}, and sam_gym loads those of {' and '.join(ALGORITHMS)}"
+                f"{file} holds a model of {said['algorithm']}, and sam_gym loads those of {' and '.join(LOADED_BY)}"
             )
         return cls(**{name: said[name] for name in known})
 
@@ -154,10 +154,10 @@ def describe(model: MaskablePPO | PPO, env: Any = None) -> Description:
 
 def of_model(model: MaskablePPO | PPO) -> dict[str, Any]:
     """What can be said of a model without an environment: algorithm, policy and identity."""
-    known = [name for name, algorithm in ALGORITHMS.items() if isinstance(model, algorithm)]
+    known = [name for name, algorithm in LOADED_BY.items() if isinstance(model, algorithm)]
     if not known:
         raise ValueError(
-            f"sam_gym saves agents of {' and '.join(ALGORITHMS)}, not of {type(model).__name__}: use its own save"
+            f"sam_gym saves agents of {' and '.join(LOADED_BY)}, not of {type(model).__name__}: use its own save"
         )
     policy = type(model.policy)
     identity = ModelPrompter(model).identity

@@ -26,7 +26,7 @@ from sam_gym.envs.box_refine import SamBoxRefineVectorEnv
 from sam_gym.envs.observations import MAPS, STATE
 from sam_gym.envs.prompt import SamPromptVectorEnv
 from sam_gym.envs.shown_prompts import ShownPrompts
-from sam_gym.sb3.description import ALGORITHMS, BESIDE, MEMBER, Description, describe, of_model
+from sam_gym.sb3.description import BESIDE, LOADED_BY, MEMBER, Description, describe, of_model
 from sam_gym.sb3.models import ModelPrompter, load_model
 
 TASKS: dict[str, tuple[type[EngineVectorEnv], tuple[str, ...]]] = {
@@ -89,7 +89,7 @@ class SavedAgent:
             raise ValueError(f"{file} is not a model that PPO or MaskablePPO saved: {first_line(error)}") from error
         try:
             if said is not None:
-                model = ALGORITHMS[said.algorithm].load(file, device=device)
+                model = LOADED_BY[said.algorithm].load(file, device=device)
             else:
                 data, _, _ = load_from_zip_file(file, device="cpu")
                 assert data is not None, "load_data is on"
