@@ -5,6 +5,7 @@
     python agents/train_ppo.py --env SamBoxRefine-ISBI-v0       move the sides of boxes instead of clicking
     python agents/train_ppo.py --env SamPromptSemantic-WBC-v0   click until all of a class is found, told by a text
     python agents/train_ppo.py --clone-steps 0 --ppo-steps 8000 PPO from scratch
+    python agents/train_ppo.py --quick                          only to see it work, in about two minutes
     python agents/train_ppo.py --resume runs/NAME               go on where an interrupted run stopped
 
 Everything goes to one folder under runs/: model.zip (the agent), clone.zip, record.json, table.md, learning_curve.png,

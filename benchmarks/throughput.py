@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,21 +32,22 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer
-from segment_anything import SamPredictor
+from trainings import command
+from turns import HEAD, IMAGES, Bench, Row, Timed, compared, quartiles, take_turns
 
 import sam_gym  # noqa: F401  (registers the environments)
 from sam_gym._utils.boxes import noisy_box
-from sam_gym._utils.fetching import embeddings_dir, write_json
+from sam_gym._utils.fetching import write_json
 from sam_gym._utils.progress import progress_bar
-from sam_gym.data import SegmentationData, load_data
+from sam_gym.data import load_data
 from sam_gym.envs import observations, references
-from sam_gym.envs.episode import GridActions
+from sam_gym.envs.episode import GridActions, view_of
+from sam_gym.envs.prompt import PromptSettings
 from sam_gym.envs.shown_prompts import ShownClicks
 from sam_gym.evaluation import encode_images, report
-from sam_gym.sam import ImageEmbedding, PromptBatch, SamBackend, checkpoint_id, load_sam
+from sam_gym.sam import PromptBatch, SamBackend, checkpoint_id
 
 RESULTS = Path(__file__).resolve().parent / "results"
-IMAGES = 16
 FIDELITY_OBJECTS = 40
 GPU_BATCHES = (1, 16, 64, 256, 1024)
 FLOPS_PER_PROMPT = 3.6e9
@@ -56,115 +58,18 @@ FLOPS_PER_PROMPT = 3.6e9
 class Arguments:
     """Measure the backend and the environments beside loops over SamPredictor."""
 
-    sections: tuple[Literal["one", "batch", "env", "overhead", "memory", "fidelity", "growth", "gpu"], ...] = ()
+    sections: tuple[
+        Literal["one", "batch", "fovea", "env", "overhead", "training", "memory", "fidelity", "growth", "gpu"], ...
+    ] = ()
     """Which; default all."""
     checkpoint: str = "mobile_sam"
     """SAM weights: a name or a file."""
     repeats: int = 9
     """Turns per section; medians are over them."""
+    machine: str = ""
+    """What the machine is called in the names of the stored files, where it is not the one of the published tables."""
     data: str = "real"
     """real: the ISBI sections; synthetic: generated ones, nothing to download."""
-
-
-@dataclass
-class Row:
-    """One line of the result: seconds per prompt (or what `unit` says), and the ratio to the section's baseline."""
-
-    section: str
-    method: str
-    n: int
-    value: float
-    unit: str
-    ratio: tuple[float, float, float] | None = None
-    note: str = ""
-
-    def cells(self) -> list[str]:
-        """As text."""
-        ratio = "" if self.ratio is None else "{1:.2f} ({0:.2f} to {2:.2f})".format(*self.ratio)
-        return [self.section, self.method, str(self.n) if self.n else "", f"{self.value:.4g} {self.unit}".strip()
-                if np.isfinite(self.value) else "not measured", ratio, self.note]  # fmt: skip
-
-
-HEAD = ["section", "method", "N", "median", "times faster (quartiles)", "note"]
-
-
-class Bench:
-    """Real images, their embeddings and prompts; SamPredictor and the backends over one and the same model."""
-
-    def __init__(self, arguments: Arguments) -> None:
-        self.arguments = arguments
-        self.data: SegmentationData = load_data("isbi2012", "train", arguments.data)
-        self.exact = SamBackend(arguments.checkpoint, "cpu", "exact", disk_cache=embeddings_dir())
-        self.fast = SamBackend(arguments.checkpoint, "cpu", "fast", disk_cache=embeddings_dir())
-        self.predictor = SamPredictor(load_sam(arguments.checkpoint))
-        rng = np.random.default_rng(0)
-        self.handles: list[ImageEmbedding] = []
-        self.boxes: list[NDArray[np.float32]] = []
-        images = 1 if set(arguments.sections) == {"one"} else IMAGES  # a ViT takes its time for each
-        with progress_bar("encoding", images, "image") as bar:
-            for i in range(images):
-                image = self.data.image(i)
-                self.handles += self.exact.encode([image])
-                row = int(rng.choice(np.flatnonzero(self.data.objects.image_index == i)))
-                self.boxes.append(noisy_box(self.data.objects.box[row], 0.2, image.shape[:2], rng))
-                bar.update()
-        # contiguous, as SamPredictor has them: ours are channels last, which the stock decoder is slower with
-        self.features = [handle.features[None].contiguous() for handle in self.handles]
-
-    def official(self, n: int) -> list[NDArray[np.bool_]]:
-        """Masks at full size by SamPredictor, image after image."""
-        masks = []
-        for i in range(n):
-            look_at(self.predictor, self.handles[i], self.features[i])
-            masks.append(self.predictor.predict(box=self.boxes[i], multimask_output=False)[0][0])
-        return masks
-
-    def ours(self, backend: SamBackend, n: int) -> list[NDArray[np.bool_]]:
-        """The same masks in one call."""
-        prompts = PromptBatch.from_lists(boxes=self.boxes[:n])
-        full = backend.decode(self.handles[:n], prompts, full=True).full
-        assert full is not None
-        return [mask[0].numpy() for mask in full]
-
-    def clicks(self, n: int, points: int) -> PromptBatch:
-        """Box and so many clicks in each of n images."""
-        rng = np.random.default_rng(points)
-        height, width = self.handles[0].image_size
-        rows = range(n)
-        return PromptBatch.from_lists(
-            boxes=[self.boxes[i % IMAGES] for i in rows],
-            points=[rng.uniform(0, (width - 1, height - 1), (points, 2)) for _ in rows],
-            labels=[rng.integers(0, 2, points) for _ in rows],
-        )
-
-
-def take_turns(methods: dict[str, Callable[[], Any]], repeats: int, title: str) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each method in each turn, after one turn that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    with progress_bar(title, repeats + 1, "turn") as bar:
-        for turn in range(repeats + 1):
-            for name, method in methods.items():
-                started = time.perf_counter()
-                method()
-                if turn:
-                    seconds[name].append(time.perf_counter() - started)
-            bar.update()
-    return {name: np.array(values) for name, values in seconds.items()}
-
-
-def quartiles(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """25, 50 and 75 %."""
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-    return float(low), float(middle), float(high)
-
-
-def compared(section: str, n: int, seconds: dict[str, NDArray], per: int, unit: str) -> list[Row]:
-    """Rows of a section whose first method is the baseline; seconds are divided by `per` and given in ms."""
-    baseline = next(iter(seconds.values()))
-    return [
-        Row(section, name, n, float(np.median(values)) / per * 1e3, unit, quartiles(baseline / values))
-        for name, values in seconds.items()
-    ]
 
 
 # ------------------------------------------------------------------------------------------------------- sections
@@ -194,18 +99,58 @@ def _prompts(bench: Bench, section: str, n: int) -> Iterable[Row]:
     return rows
 
 
-class Timed:
-    """A function that adds up the seconds spent in it, over all threads."""
+def fovea(bench: Bench) -> Iterable[Row]:
+    """A box, three clicks and a mask prompt on each of sixteen images, one thread, masks at full size out."""
+    n, threads = IMAGES, torch.get_num_threads()
+    rng = np.random.default_rng(0)
+    prompts = PromptBatch.from_lists(
+        boxes=bench.boxes, points=[rng.uniform(box[:2], box[2:], (3, 2)) for box in bench.boxes], labels=[[1, 0, 1]] * n
+    )
+    views = [view_of(box, PromptSettings.view_scale) for box in bench.boxes]
+    first = bench.exact.decode(bench.handles, PromptBatch.from_lists(boxes=bench.boxes)).logits[:, 0]
+    fed = replace(prompts, mask_logits=first, has_mask=np.ones(n, np.bool_))
+    methods: dict[str, Callable[[], list[NDArray[np.bool_]]]] = {
+        "loop over SamPredictor, cached features": lambda: _predicted(bench, prompts, first),
+        "SamBackend exact": lambda: [
+            mask[0].numpy() for mask in bench.exact.decode(bench.handles, fed, full=True).full
+        ],
+    }
+    for name, backend in (("exact", bench.exact), ("fast", bench.fast)):
+        windows = [backend.window(*pair) for pair in zip(backend.encode(bench.images), views, strict=True)]
+        before = [backend.decode_windows([one], PromptBatch.from_lists(boxes=[box])).logits[0][0]
+                  for one, box in zip(windows, bench.boxes, strict=True)]  # fmt: skip
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.seconds = function, 0.0
+        def foveated(backend: SamBackend = backend, windows: Any = windows, before: Any = before) -> list[Any]:
+            return [mask[0].numpy() for mask in backend.decode_windows(windows, prompts, before, full=True).full or ()]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it."""
-        started = time.perf_counter()
-        result = self.function(*args, **kwargs)
-        self.seconds += time.perf_counter() - started
-        return result
+        methods[f"SamBackend {name}, foveated"] = foveated
+    torch.set_num_threads(1)
+    try:
+        reference = methods["loop over SamPredictor, cached features"]()
+        masks = [method() for method in list(methods.values())[1:]]
+        seconds = take_turns(methods, bench.arguments.repeats, "box, 3 clicks, mask")
+    finally:
+        torch.set_num_threads(threads)
+    rows = compared("box, 3 clicks, mask prompt; one thread", n, seconds, n, "ms/prompt")
+    for row, made in zip(rows[1:], masks, strict=True):
+        overlaps = [(a & b).sum() / max((a | b).sum(), 1) for a, b in zip(made, reference, strict=True)]
+        row.note = f"IoU with SamPredictor's masks {np.mean(overlaps):.4f} mean"
+    sides = [window.side for window in windows]
+    rows[-1].note += ", windows: " + ", ".join(f"{sides.count(side)} of {side}" for side in sorted(set(sides)))
+    return rows
+
+
+def _predicted(bench: Bench, prompts: PromptBatch, masks: torch.Tensor) -> list[NDArray[np.bool_]]:
+    """Masks at full size by SamPredictor, image after image."""
+    made = []
+    for i, mask in enumerate(masks.numpy()):
+        look_at(bench.predictor, bench.handles[i], bench.features[i])
+        made.append(
+            bench.predictor.predict(
+                prompts.points[i], prompts.labels[i], prompts.boxes[i], mask[None], multimask_output=False
+            )[0][0]
+        )
+    return made
 
 
 def vector_env(bench: Bench, n: int, precision: str, **more: Any) -> Any:
@@ -228,6 +173,8 @@ def env_steps(bench: Bench) -> Iterable[Row]:
         ),
         "SamPromptVectorEnv exact": vector_env(bench, n, "exact"),
         "SamPromptVectorEnv fast": vector_env(bench, n, "fast"),
+        "SamPromptVectorEnv exact, foveated": vector_env(bench, n, "exact", attention="foveated"),
+        "SamPromptVectorEnv fast, foveated": vector_env(bench, n, "fast", attention="foveated"),
     }
     methods = {}
     rng = np.random.default_rng(0)
@@ -248,13 +195,21 @@ def env_steps(bench: Bench) -> Iterable[Row]:
 def overhead(bench: Bench) -> Iterable[Row]:
     """What a vector step and a reset cost besides decoding."""
     n = 16
-    for precision, observation in (("exact", "full"), ("fast", "full"), ("fast", "reference")):
-        env = vector_env(bench, n, precision, observation=observation)
-        backend = env.backend
+    for precision, observation, attention in (
+        ("exact", "full", "full"), ("fast", "full", "full"), ("fast", "reference", "full"),
+        ("exact", "full", "foveated"), ("exact", "reference", "foveated"),
+    ):  # fmt: skip
+        env = vector_env(bench, n, precision, observation=observation, attention=attention)
+        backend, foveated = env.backend, attention == "foveated"
+        calls, model = ("decode_windows", "_fovea") if foveated else ("decode", "_decoder")
+        shown = f"{precision}{', foveated' if foveated else ''}, {observation} observations"
         env.reset(seed=0)
         rng = np.random.default_rng(0)
-        whole, decoder = Timed(backend.decode), Timed(backend._decoder)
-        backend.decode, backend._decoder = whole, decoder
+        whole, decoder = Timed(getattr(backend, calls)), Timed(getattr(backend, model))
+        if foveated:
+            decoder.window = backend._fovea.window  # type: ignore[attr-defined]
+        setattr(backend, calls, whole)
+        setattr(backend, model, decoder)
         beside, arithmetic, resets = [], [], []
         try:
             for turn in range(3 * bench.arguments.repeats):
@@ -269,8 +224,8 @@ def overhead(bench: Bench) -> Iterable[Row]:
                 env.reset()
                 resets.append((time.perf_counter() - started - whole.seconds) / n * 1e3)
         finally:
-            del backend.decode
-            backend._decoder = decoder.function
+            delattr(backend, calls)
+            setattr(backend, model, decoder.function)
         for what, values, unit in (
             ("step, beside SamBackend.decode", beside, "%"),
             ("step, beside the decoder's arithmetic (upscaling, IoU, idle threads count)", arithmetic, "%"),
@@ -279,12 +234,27 @@ def overhead(bench: Bench) -> Iterable[Row]:
             low, middle, high = quartiles(np.array(values))
             yield Row(
                 "overhead",
-                f"{what}, {precision}, {observation} observations",
+                f"{what}, {shown}",
                 n,
                 middle,
                 unit,
                 note=f"{low:.2g} to {high:.2g} {unit}",
             )
+
+
+def training(bench: Bench) -> Iterable[Row]:
+    """Cloning and PPO from end to end, as `make train` does them, without the validations between them."""
+    few = ("--eval-objects", "8", "--evaluations", "1", "--test-objects", "8")
+    for attention, steps in (("full", "320"), ("foveated", "1280")):
+        with tempfile.TemporaryDirectory() as folder:
+            command("agents/train_ppo.py", "--precision", "exact", "--checkpoint", bench.arguments.checkpoint, "--data",
+                    bench.arguments.data, "--attention", attention, "--clone-steps", steps, "--ppo-steps", steps, *few,
+                    "--run-dir", folder)  # fmt: skip
+            timing = json.loads((Path(folder) / "record.json").read_text(encoding="utf-8"))["timing"]
+        for stage, unit in (("clone", "states/s"), ("ppo", "steps/s")):
+            shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in timing[stage]["shares"].items())
+            note = f"{steps} steps: {shares}"
+            yield Row("training, exact", f"{stage}, {attention}", 16, timing[stage]["steps_a_second"], unit, note=note)
 
 
 def memory(bench: Bench) -> Iterable[Row]:
@@ -370,8 +340,8 @@ def gpu(bench: Bench) -> Iterable[Row]:
 
 
 SECTIONS: dict[str, Callable[[Bench], Iterable[Row]]] = {
-    "one": one_prompt, "batch": batch, "env": env_steps, "overhead": overhead, "memory": memory, "fidelity": fidelity,
-    "growth": growth, "gpu": gpu,
+    "one": one_prompt, "batch": batch, "fovea": fovea, "env": env_steps, "overhead": overhead, "training": training,
+    "memory": memory, "fidelity": fidelity, "growth": growth, "gpu": gpu,
 }  # fmt: skip
 
 
@@ -379,7 +349,8 @@ def main() -> None:
     """Measure, print, store."""
     arguments = tyro.cli(Arguments, description=__doc__)
     bench = Bench(arguments)
-    file = RESULTS / f"throughput-{Path(arguments.checkpoint).stem}.json"
+    name = "-".join(filter(None, ("throughput", Path(arguments.checkpoint).stem, arguments.machine)))
+    file = RESULTS / f"{name}.json"
     stored: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     about = {**report.provenance(), "checkpoint": checkpoint_id(arguments.checkpoint), "source": bench.data.source,
              "threads": torch.get_num_threads(), "repeats": arguments.repeats}  # fmt: skip

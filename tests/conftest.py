@@ -230,7 +230,8 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             known.extend(torch.as_tensor(respond(box)) for box in prompts.boxes)
             numbers = torch.arange(first, len(known), dtype=torch.float32)  # logits that say which mask is meant
             logits = numbers[:, None, None, None].expand(-1, 1, *backend.mask_size)
-            measured = measure(torch.stack(known[first:])[:, None], truths, boxes=statistics)
+            against = None if truths is None else torch.stack(list(truths))
+            measured = measure(torch.stack(known[first:])[:, None], against, boxes=statistics)
             return Masks(logits, torch.zeros(len(numbers), 1), measured)
 
         monkeypatch.setattr(backend, "decode", decode)

@@ -31,6 +31,7 @@ STUDIES = {
     "clip_reward": ["clip_reward.md"],
     "semantics": ["semantics.md"],
     "alignsam": ["alignsam.md"],
+    "fovea": ["fovea.md"],
     "throughput": ["throughput-mobile_sam.md", "throughput-vit_b_random.md"],
 }
 """Page in docs/results/ -> the stored results that its sections may quote, of which it must name all."""

@@ -16,6 +16,7 @@ def train(training: tyro.conf.OmitArgPrefixes[arguments.Arguments]) -> None:
         sam-gym train --env SamPrompt-Synthetic-v0
         sam-gym train --env SamPromptSemantic-WBC-v0 --config clip
         sam-gym train --clone-steps 0 --ppo-steps 8000
+        sam-gym train --quick
         sam-gym train --resume runs/NAME
 
     Everything goes to one folder under runs/: model.zip (the agent), clone.zip, record.json, table.md,

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from sam_gym.envs.attention import WHOLE, Frame
 from sam_gym.envs.observations import Sampling, crop_map, sampled, sampling_of
 from sam_gym.envs.settings import Settings
 from sam_gym.sam.backend import ImageEmbedding
@@ -77,25 +78,29 @@ class Agreement:
         self._clip, self._device = settings.clip, settings.device
         _scorer(self._clip, self._device)  # a model that cannot be had is an error now, not in the first step
 
-    def scene(self, image: NDArray[np.uint8], view: NDArray[np.float32], embedding: ImageEmbedding) -> Scene:
-        """The view (left, top, side) of an image (H, W, 3), for `of`."""
+    def scene(
+        self, image: NDArray[np.uint8], view: NDArray[np.float32], embedding: ImageEmbedding, frame: Frame = WHOLE
+    ) -> Scene:
+        """The view (left, top, side) of an image (H, W, 3), for `of`; logits will cover `frame`."""
         size = min(FRAME, math.ceil(view[2]))
-        return Scene(crop_map(image, view, size), sampling_of(view, embedding, size))
+        return Scene(crop_map(image, view, size), sampling_of(view, embedding, size, frame))
 
-    def of(self, scenes: Sequence[Scene], logits: Tensor) -> NDArray[np.float64]:
+    def of(self, scenes: Sequence[Scene], logits: Sequence[Tensor]) -> NDArray[np.float64]:
         """The agreement of n masks, in one call of the scorer.
 
         Args:
             scenes: Of their episodes.
-            logits: (n, 4h, 4w) low-resolution logits.
+            logits: n low-resolution logits (4h, 4w).
 
         Returns:
             (n,) float64 in [0, 1]; 0 for empty masks.
         """
         regions: list[_Regions] = []
-        for row, scene in enumerate(scenes):  # one by one, so that rounding does not depend on who else is there
+        for scene, one in zip(
+            scenes, logits, strict=True
+        ):  # one by one, so that rounding does not depend on who else is there
             inside = scene.sampling.inside[0]
-            mask = (sampled(logits[row : row + 1], scene.sampling)[0] > 0) & inside
+            mask = (sampled(one[None], scene.sampling)[0] > 0) & inside
             ring = _grown(mask, max(1, round(RING * len(mask)))) & inside & ~mask
             regions.append(_Regions.of(*(part.cpu().numpy() for part in (mask, ring, inside))))
         looked_at = [region for each in regions for region in (*each.parts, each.ring)]

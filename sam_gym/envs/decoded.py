@@ -12,21 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sam_gym.sam.masks import Masks
-
-NO_MASK = -100.0
-"""Low-resolution logit of a mask that SAM has not made: empty, and without doubt."""
+from sam_gym.sam.masks import Masks, WindowMasks
 
 
 @dataclass
 class Decoded:
-    """What a step needs of a decode: logits (n, 4h, 4w) on the device; on the host four numbers per mask and its box.
+    """What a step needs of a decode: n logits (4h, 4w) on the device; on the host four numbers per mask and its box.
 
     `agreement` is that of the masks with their text, 0 where no reward asks for it. The boxes are (n, 4) float32 in
     pixels of the image, NaN where the mask is empty or nobody asked.
     """
 
-    logits: Tensor
+    logits: list[Tensor]
     predicted_iou: NDArray[np.float64]
     iou: NDArray[np.float64]
     dice: NDArray[np.float64]
@@ -34,22 +31,22 @@ class Decoded:
     agreement: NDArray[np.float64]
 
     @classmethod
-    def nothing(cls, n: int, like: Tensor) -> Decoded:
-        """Empty masks that SAM was not asked for, of the size of `like` (N, 4h, 4w)."""
-        logits = like.new_full((n, *like.shape[1:]), NO_MASK)
+    def nothing(cls, logits: list[Tensor]) -> Decoded:
+        """Empty masks that SAM was not asked for; `logits` say so."""
+        n = len(logits)
         predicted, iou, dice, agreement = np.zeros((4, n))
         return cls(logits, predicted, iou, dice, np.full((n, 4), np.nan, np.float32), agreement)
 
-    def among(self, asked: NDArray[np.bool_], like: Tensor) -> Decoded:
-        """These results at the rows that were `asked` for, nothing at the others."""
-        every = Decoded.nothing(len(asked), like)
-        every.logits[torch.as_tensor(asked, device=like.device)] = self.logits
+    def among(self, asked: NDArray[np.bool_], nothing: list[Tensor]) -> Decoded:
+        """These results at the rows that were `asked` for, at the others nothing, of which those are the logits."""
+        made, empty = iter(self.logits), iter(nothing)
+        every = Decoded.nothing([next(made if one else empty) for one in asked])
         for name in ("predicted_iou", "iou", "dice", "mask_box", "agreement"):
             getattr(every, name)[asked] = getattr(self, name)
         return every
 
     @classmethod
-    def of(cls, masks: Masks) -> Decoded:
+    def of(cls, masks: Masks | WindowMasks) -> Decoded:
         """The single masks of a decode, in one copy to the host; without truths IoU and Dice are NaN."""
         measured, estimate = masks.statistics, masks.predicted_iou.double()
         agreement = [torch.full_like(estimate, torch.nan)] * 2
@@ -60,7 +57,7 @@ class Decoded:
         if measured is not None and measured.box is not None:
             some = (measured.area[:, 0] > 0).cpu().numpy()
             boxes[some] = measured.box[:, 0].cpu().numpy()[some]
-        return cls(masks.logits[:, 0], predicted, iou, dice, boxes, np.zeros(len(boxes)))
+        return cls([one[0] for one in masks.logits], predicted, iou, dice, boxes, np.zeros(len(boxes)))
 
     def __getitem__(self, rows: slice) -> Decoded:
         return Decoded(*(getattr(self, field.name)[rows] for field in fields(self)))

@@ -21,6 +21,7 @@ from torch import Tensor
 from sam_gym._utils.boxes import clip_box
 from sam_gym.data import DATASETS, SegmentationData, load_data, load_whole_class
 from sam_gym.envs.agreement import Agreement, Scene, embed_text
+from sam_gym.envs.attention import ATTENTIONS
 from sam_gym.envs.decoded import Decoded
 from sam_gym.envs.episode import Episodes, view_of
 from sam_gym.envs.labelling import LABELER, TRUTH, Labeler, LabelledCells, LabelScene, clicks_of_truth
@@ -95,8 +96,9 @@ class PromptEngine:
         self._reward = parse_reward(settings.reward)
         self._agreement = Agreement(self.text, settings) if "clip" in self._reward else None
         self._agreed = np.zeros(n)
-        self._logits = torch.zeros(n, *self.backend.mask_size, device=self.backend.device)
-        self._embeddings: list[ImageEmbedding | None] = [None] * n
+        self._attention = ATTENTIONS[settings.attention](self.backend)
+        self._seen: list[Any] = [None] * n  # what `_attention` knows of each episode
+        self._logits: list[Tensor | None] = [None] * n
         self._truths: list[Tensor | None] = [None] * n
         self._scenes: list[Scene | None] = [None] * n
 
@@ -210,45 +212,46 @@ class PromptEngine:
                     clicks = self.labeler.first_clicks(scene, (image.shape[0], image.shape[1]))
             episodes.give(i, NO_CLICKS if clicks is None else clicks)
             episodes.decoded[i] |= settings.has_cue
+        seen = [self._attention.look(*one) for one in zip(embeddings, episodes.view, strict=True)]
         scenes = [
-            self._agreement.scene(self.data.image(pose.image), view, embedding) if self._agreement else None
-            for pose, view, embedding in zip(fresh.values(), episodes.view, embeddings, strict=True)
+            self._agreement.scene(self.data.image(pose.image), view, embedding, self._attention.frame(one))
+            if self._agreement
+            else None
+            for pose, view, embedding, one in zip(fresh.values(), episodes.view, embeddings, seen, strict=True)
         ]
-        return _Begun(np.fromiter(fresh, np.intp, len(fresh)), episodes, embeddings, truths, scenes, label_scenes)
+        rows = np.fromiter(fresh, np.intp, len(fresh))
+        return _Begun(rows, episodes, embeddings, seen, truths, scenes, label_scenes)
 
     def _decode(self, prompted: Rows, begun: _Begun) -> Decoded:
         """The one decode call of a step: the prompts of running episodes, then what new ones begin with.
 
         A new episode that begins with nothing has an empty mask that nobody decoded or measured.
         """
-        running, new = self.episodes, begun.episodes
+        running, new, look = self.episodes, begun.episodes, self._attention
         asked = np.concatenate([np.ones(len(prompted), np.bool_), new.decoded])
+
+        def those(held: list, staged: list) -> list:
+            return list(compress([held[row] for row in prompted] + staged, asked))
+
+        nothing = [look.nothing(seen) for seen, decoded in zip(begun.seen, new.decoded, strict=True) if not decoded]
         if not asked.any():
-            return Decoded.nothing(len(asked), self._logits)
-        has_mask = np.concatenate([running.decoded[prompted], np.zeros(len(new), np.bool_)]) & self.settings.feeds_mask
-        masks = None
-        if has_mask.any():
-            previous = self._logits[torch.as_tensor(prompted, device=self._logits.device)]
-            masks = torch.cat([previous, previous.new_zeros(len(new), *previous.shape[1:])])
-            masks = masks if asked.all() else masks[torch.as_tensor(asked, device=masks.device)]
+            return Decoded.nothing(nothing)
         batch = PromptBatch(
             points=np.concatenate([running.all_points[prompted], new.all_points])[asked],
             labels=np.concatenate([running.all_labels[prompted], new.all_labels])[asked],
             boxes=np.concatenate([running.box[prompted], new.box])[asked],
-            mask_logits=masks,
-            has_mask=has_mask[asked],
+            mask_logits=None,
+            has_mask=np.zeros(asked.sum(), np.bool_),
         )
-
-        def those(held: list, staged: list) -> list:
-            return list(compress([_known(held[row]) for row in prompted] + staged, asked))
-
-        embeddings = those(self._embeddings, begun.embeddings)
+        feeds = running.decoded & self.settings.feeds_mask
+        before = [one if fed else None for one, fed in zip(self._logits, feeds, strict=True)]
         truths = those(self._truths, begun.truths) if self.data.labelled else None
         boxes = self.settings.shown_prompts.shows_mask_box
-        made = Decoded.of(self.backend.decode(embeddings, batch, truths=truths, statistics=boxes))
+        previous = those(before, [None] * len(new))
+        made = Decoded.of(look.decode(those(self._seen, begun.seen), batch, previous, truths, boxes))
         if self._agreement:
             made.agreement = self._agreement.of(those(self._scenes, begun.scenes), made.logits)
-        return made if asked.all() else made.among(asked, self._logits)
+        return made if asked.all() else made.among(asked, nothing)
 
     def _finish_step(self, acted: Rows, prompted: Rows, decoded: Decoded) -> NDArray[np.float64]:
         before = Quality(self.quality.iou[acted].copy(), self.quality.dice[acted].copy())
@@ -266,11 +269,12 @@ class PromptEngine:
     def _install(self, begun: _Begun, decoded: Decoded) -> None:
         self.episodes.put(begun.rows, begun.episodes)
         for i, row in enumerate(begun.rows):
-            self._embeddings[row], self._truths[row] = begun.embeddings[i], begun.truths[i]
+            self._seen[row], self._truths[row] = begun.seen[i], begun.truths[i]
             self._scenes[row] = begun.scenes[i]
             if self.labeler is not None:
                 self.labeler.begin(row, _known(begun.label_scenes[i]))
-            self._observer.begin(row, self.data.image(int(begun.episodes.image[i])), begun.embeddings[i])
+            frame, image = self._attention.frame(begun.seen[i]), self.data.image(int(begun.episodes.image[i]))
+            self._observer.begin(row, image, begun.embeddings[i], frame)
         self._update_masks(begun.rows, decoded, first=True)
         self._observer.count(begun.rows)
         self.first_iou[begun.rows] = self.quality.iou[begun.rows]
@@ -279,7 +283,8 @@ class PromptEngine:
         """Take over new masks; only small maps and scalars come to the host."""
         if not len(rows):
             return
-        self._logits[torch.as_tensor(rows, device=self._logits.device)] = decoded.logits
+        for row, logits in zip(rows, decoded.logits, strict=True):
+            self._logits[row] = logits
         self.quality.iou[rows], self.quality.dice[rows] = decoded.iou, decoded.dice
         self._agreed[rows] = decoded.agreement
         self.episodes.mask_box[rows] = decoded.mask_box
@@ -317,7 +322,7 @@ class PromptEngine:
 
     def mask(self, row: int) -> NDArray[np.bool_]:
         """(H, W) bool, the current mask at full size."""
-        return (self.backend.upscale(self._logits[row], _known(self._embeddings[row])) > 0).cpu().numpy()
+        return self._attention.mask(self._seen[row], _known(self._logits[row])).cpu().numpy()
 
     def truth(self, row: int) -> NDArray[np.bool_]:
         """(H, W) bool, the object itself. For oracles and pictures; never for agents.
@@ -332,11 +337,12 @@ class PromptEngine:
 
 @dataclass
 class _Begun:
-    """Episodes about to begin: the rows they will take, their arrays, embeddings and objects."""
+    """Episodes about to begin: the rows they will take, their arrays, embeddings, what is looked at, objects."""
 
     rows: Rows
     episodes: Episodes
     embeddings: list[ImageEmbedding]
+    seen: list[Any]
     truths: list[Tensor | None]
     scenes: list[Scene | None]
     label_scenes: list[LabelScene | None]

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sam_gym.envs.attention import WHOLE, Frame
 from sam_gym.sam.backend import ImageEmbedding
 from sam_gym.sam.prompts import ABSENT
 
@@ -59,7 +61,8 @@ class Sampling:
     """Where the pixels of N mask maps lie, on the device.
 
     Attributes:
-        grid: (N, S, S, 2) float32: pixel centres in the model's input frame, in [-1, 1]; S is 64 for observations.
+        grid: (N, S, S, 2) float32: pixel centres in the square that the masks' logits cover, which is [-1, 1]; S is 64
+            for observations.
         inside: (N, S, S) bool: which of them lie in the image.
     """
 
@@ -123,9 +126,13 @@ def sampled(logits: Tensor, sampling: Sampling) -> Tensor:
     return F.grid_sample(logits[:, None], sampling.grid, align_corners=False, padding_mode="border")[:, 0]
 
 
-def mask_maps(logits: Tensor, sampling: Sampling) -> NDArray[np.uint8]:
-    """Low-resolution logits (n, 4h, 4w) -> the masks' probabilities in their views, (n, 64, 64) uint8."""
-    probability = sampled(logits, sampling).sigmoid() * sampling.inside
+def mask_maps(logits: Sequence[Tensor], sampling: Sampling) -> NDArray[np.uint8]:
+    """Low-resolution logits, n times (4h, 4w) -> the masks' probabilities in their views, (n, 64, 64) uint8."""
+    seen = torch.empty_like(sampling.inside, dtype=torch.float32)
+    for size in {one.shape for one in logits}:
+        rows = [row for row, one in enumerate(logits) if one.shape == size]
+        seen[rows] = sampled(torch.stack([logits[row] for row in rows]), sampling.at(torch.tensor(rows)))
+    probability = seen.sigmoid() * sampling.inside
     return (probability * 255).round().to(torch.uint8).cpu().numpy()
 
 
@@ -161,11 +168,13 @@ def _axis(
     return 2 * pixels * (embedding.input_size[axis] / length) / side - 1, (pixels >= 0) & (pixels < length)
 
 
-def sampling_of(view: NDArray[np.float32], embedding: ImageEmbedding, size: int = MAP_SIZE) -> Sampling:
-    """Where the pixels of a mask map of `size` x `size` lie in the view; one row."""
+def sampling_of(
+    view: NDArray[np.float32], embedding: ImageEmbedding, size: int = MAP_SIZE, frame: Frame = WHOLE
+) -> Sampling:
+    """Where the pixels of a mask map of `size` x `size` lie in the view, for logits that cover `frame`; one row."""
     (y, y_inside), (x, x_inside) = (_axis(view, size, embedding, axis) for axis in (0, 1))
     grid = np.empty((size, size, 2), np.float32)
-    grid[..., 0], grid[..., 1] = x, y[:, None]
+    grid[..., 0], grid[..., 1] = (x - frame[0]) / frame[2], (y[:, None] - frame[1]) / frame[2]
     device = embedding.features.device
     inside = torch.as_tensor(y_inside[:, None] & x_inside, device=device)
     return Sampling(torch.as_tensor(grid, device=device)[None], inside[None])

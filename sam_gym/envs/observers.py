@@ -8,6 +8,7 @@ ground truth. How single maps are made is in `sam_gym.envs.observations`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from sam_gym._utils.naming import unknown
 from sam_gym.envs import observations, references
+from sam_gym.envs.attention import Frame
 from sam_gym.envs.episode import Episodes
 from sam_gym.envs.observations import MAP_SIZE, MAPS, STATE
 from sam_gym.envs.shown_prompts import ShownPrompts
@@ -52,15 +54,15 @@ class Observer(ABC):
         self._state = np.zeros((n, len(STATE) + len(shown.numbers)), np.float32)
         self._sampling = observations.Sampling.blank(n, backend.device)
 
-    def begin(self, row: int, image: NDArray[np.uint8], embedding: ImageEmbedding) -> None:
-        """An episode on `image` begins in `row`; its first mask comes with `show`."""
+    def begin(self, row: int, image: NDArray[np.uint8], embedding: ImageEmbedding, frame: Frame) -> None:
+        """An episode on `image` begins in `row`; its first mask comes with `show`. Logits will cover `frame`."""
         view = self._episodes.view[row]
-        self._sampling.put(row, observations.sampling_of(view, embedding))
+        self._sampling.put(row, observations.sampling_of(view, embedding, frame=frame))
         self._state[row, STATE.index("view_size")] = min(1.0, float(view[2]) / max(image.shape[:2]))
 
-    def show(self, rows: Rows, logits: Tensor, predicted_iou: NDArray, *, first: bool) -> None:
-        """Take over new masks: low-resolution logits (n, 4h, 4w) on the device, `first` of their episodes or not."""
-        maps = observations.mask_maps(logits, self._sampling.at(torch.as_tensor(rows, device=logits.device)))
+    def show(self, rows: Rows, logits: Sequence[Tensor], predicted_iou: NDArray, *, first: bool) -> None:
+        """Take over new masks, `first` of their episodes or not: n low-resolution logits (4h, 4w) on the device."""
+        maps = observations.mask_maps(logits, self._sampling.at(torch.as_tensor(rows, device=logits[0].device)))
         change = np.abs(maps.astype(np.int16) - self._masks[rows]).mean(axis=(1, 2)) / 255
         self._masks[rows] = maps
         self._state[rows, STATE.index("predicted_iou")] = np.clip(predicted_iou, 0, 1)
@@ -100,15 +102,15 @@ class FullObserver(Observer):
         self._maps = np.zeros((n, len(MAPS) + len(shown.channels), MAP_SIZE, MAP_SIZE), np.uint8)
         self._embeddings = np.zeros((n, channels, grid, grid), np.float32)
 
-    def begin(self, row: int, image: NDArray[np.uint8], embedding: ImageEmbedding) -> None:
+    def begin(self, row: int, image: NDArray[np.uint8], embedding: ImageEmbedding, frame: Frame) -> None:
         """See `Observer.begin`."""
-        super().begin(row, image, embedding)
+        super().begin(row, image, embedding, frame)
         view, cue = self._episodes.view[row], self._episodes.cue[row]
         self._maps[row] = 0
         self._maps[row, :3], self._maps[row, 4] = observations.scene_maps(image, view, cue)
         self._embeddings[row] = observations.embedding_map(embedding, view, self._grid).cpu().numpy()
 
-    def show(self, rows: Rows, logits: Tensor, predicted_iou: NDArray, *, first: bool) -> None:
+    def show(self, rows: Rows, logits: Sequence[Tensor], predicted_iou: NDArray, *, first: bool) -> None:
         """See `Observer.show`."""
         super().show(rows, logits, predicted_iou, first=first)
         for row, prompts in zip(rows, self._shown.prompts(self._episodes, rows), strict=True):
@@ -144,9 +146,9 @@ class ReferenceObserver(Observer):
             if image is not None:
                 self._references[row, 0] = references.register(self._backend, *image)
 
-    def begin(self, row: int, image: NDArray[np.uint8], embedding: ImageEmbedding) -> None:
+    def begin(self, row: int, image: NDArray[np.uint8], embedding: ImageEmbedding, frame: Frame) -> None:
         """See `Observer.begin`."""
-        super().begin(row, image, embedding)
+        super().begin(row, image, embedding, frame)
         self._images[row] = image, embedding.key
         number = references.register(self._backend, image, embedding.key)
         self._references[row] = (number, *self._episodes.view[row], *self._episodes.cue[row])

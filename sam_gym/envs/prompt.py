@@ -129,6 +129,7 @@ class SamPromptEnv(EngineEnv):
     | `checkpoint`   | "mobile_sam"  | name or path of SAM weights                                          |
     | `device`       | "auto"        | where SAM runs                                                       |
     | `precision`    | "exact"       | SAM's decoder: "exact" float32, "fast" bfloat16, "auto", "official"  |
+    | `attention`    | "full"        | "foveated": it looks closely at the view only, quicker and nearly the same |
     | `action_mode`  | "grid"        | "grid", "point" or "box"                                             |
     | `observation`  | "full"        | "reference": a few KB that the policy resolves, see Observation Space |
     | `grid`         | 16            | G                                                                    |

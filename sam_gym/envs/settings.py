@@ -18,6 +18,7 @@ from typing_extensions import Self
 from sam_gym._utils.boxes import Floats
 from sam_gym._utils.naming import unknown
 from sam_gym.data import SegmentationData
+from sam_gym.envs.attention import ATTENTIONS
 from sam_gym.envs.episode import ActionMode
 from sam_gym.envs.observers import check_observer
 from sam_gym.envs.rewards import parse_reward
@@ -38,6 +39,9 @@ class Settings(ABC):
         device: "auto", "cpu", "cuda" ...
         precision: "exact" (float32 decoder), "fast" (bfloat16), "auto" (fast where the hardware has bfloat16) or
             "official" (segment_anything's own decoder).
+        attention: What the decoder looks at: "full", every cell of the image; or "foveated", the cells around the view
+            one by one and the rest in blocks, which is many times quicker and gives nearly the same masks
+            (`sam_gym.sam.fovea`).
         action_mode: How actions become prompts; the task says which modes there are.
         observation: "full", or "reference" for small rollout buffers (`sam_gym.envs.references`).
         grid: G, cells of the action grid and of the embedding per side.
@@ -58,6 +62,7 @@ class Settings(ABC):
     checkpoint: str = "mobile_sam"
     device: str = "auto"
     precision: str = "exact"
+    attention: str = "full"
     action_mode: str = ""
     observation: str = "full"
     grid: int = 16
@@ -107,6 +112,13 @@ class Settings(ABC):
     def __post_init__(self) -> None:
         parse_reward(self.reward)
         check_observer(self.observation)
+        if self.attention not in ATTENTIONS:
+            raise ValueError(unknown("attention", self.attention, ATTENTIONS))
+        if self.attention == "foveated" and self.precision == "official":
+            raise ValueError(
+                "precision='official' is segment_anything's own decoder, which looks at whole images: leave attention "
+                "at 'full', or choose precision 'exact', 'fast' or 'auto'"
+            )
         for name, (low, high) in self.limits.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}={getattr(self, name)} is outside {low:g}..{high:g}")

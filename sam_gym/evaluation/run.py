@@ -11,13 +11,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from sam_gym._utils.fetching import write_json
 from sam_gym._utils.progress import progress_bar
@@ -26,11 +27,15 @@ from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.settings import Settings
 from sam_gym.evaluation.metrics import boundary_iou
 from sam_gym.evaluation.records import EpisodeCase, Record, is_record
+from sam_gym.evaluation.remembering import first_masks_remembered
 from sam_gym.prompters import Prompter
 from sam_gym.sam.backend import SamBackend
 from sam_gym.sam.checkpoints import checkpoint_id
 
 SCRIPTED = "sam_gym.prompters"
+
+FULL = "full"
+"""Attention of records that say nothing of it."""
 
 EPISODE_LIST_VERSION = 1
 """Changes whenever the rule by which cue boxes are drawn for evaluation changes."""
@@ -100,6 +105,7 @@ def evaluation_provenance(prompter: Prompter, env: EngineVectorEnv, cases: Seque
         "episode_list": {"version": EPISODE_LIST_VERSION, "sha256": episode_list_hash(cases)},
         "checkpoint": checkpoint_id(settings.checkpoint),
         "precision": env.backend.precision,
+        **({} if settings.attention == FULL else {"attention": settings.attention}),
         **settings.rules(),
         "reward": settings.reward,
         "policy": identity_of(prompter),
@@ -170,37 +176,64 @@ def evaluate(
         raise ValueError("evaluate() poses each episode itself: make the environment with autoreset_mode='Disabled'")
     name = identity_of(prompter) if name is None else name
     cases = select_cases(env, max_objects)
+    with progress_bar(name, len(cases), "object", shown=progress) as bar:
+        return _evaluate(prompter, env, name, cases, bar.update)
+
+
+def _evaluate(
+    prompter: Prompter, env: EngineVectorEnv, name: str, cases: list[EpisodeCase], update: Callable[[int], Any]
+) -> Record:
+    """The record of these cases; `update` is told how many more have ended."""
     log = _Log(len(cases), env)
     started = time.perf_counter()
     n, backend = env.num_envs, env.backend
-    everyone = np.ones(n, np.bool_)
-    current = np.full(n, -1)  # which case each row works on; -1: a spare run whose result is not taken
+    current = np.full(n, -1)  # which case each row works on; -1: none is left for it, and it rests
     waiting = iter(range(len(cases)))
-    finished = np.ones(n, np.bool_)
-    with progress_bar(name, len(cases), "object", shown=progress) as bar:
-        while True:
-            for row in np.flatnonzero(finished):
-                current[row] = next(waiting, -1)
-            if (current < 0).all():
-                break
+    ended = np.ones(n, np.bool_)
+    first = True
+    while True:
+        for row in np.flatnonzero(ended):
+            current[row] = next(waiting, -1)
+        if (current < 0).all():
+            break
+        begun = ended & (first | (current >= 0))  # at first all: a prompter looks at every row
+        if begun.any():
             decoded = backend.masks_decoded
-            observations = _pose(env, finished, [cases[max(c, 0)] for c in current])
-            log.share_decodes(current, finished, backend.masks_decoded - decoded)
-            log.note(current, finished)
-            finished = np.zeros(n, np.bool_)
-            while not finished.any():
-                decoded = backend.masks_decoded
-                actions = prompter(observations, env)
-                log.share_decodes(current, everyone, backend.masks_decoded - decoded)
-                observations, rewards, terminated, truncated, _ = env.step(actions)
-                log.reward(current, rewards)
-                log.note(current, everyone)
-                finished = terminated | truncated
-            log.close(current, finished)
-            bar.update(int((finished & (current >= 0)).sum()))
+            poses = {int(row): cases[max(current[row], 0)].pose() for row in np.flatnonzero(begun)}
+            observations = env.begin_rows(poses)
+            log.share_decodes(current, begun, backend.masks_decoded - decoded)
+            log.note(current, begun)
+        ended, first = np.zeros(n, np.bool_), False
+        while not ended.any():
+            decoded = backend.masks_decoded
+            actions = np.asarray(prompter(observations, env))
+            log.share_decodes(current, np.ones(n, np.bool_), backend.masks_decoded - decoded)
+            acting = current >= 0
+            observations, rewards = _step(env, np.flatnonzero(acting), actions)
+            log.reward(current[acting], rewards)
+            log.note(current, acting)
+            ended = acting & _ended(env)
+        log.close(current, ended)
+        update(int(ended.sum()))
     seconds = round(time.perf_counter() - started, 1)
     provenance = evaluation_provenance(prompter, env, cases)
     return Record(name, cases=cases, provenance=provenance, seconds=seconds, **log.columns())
+
+
+def _step(
+    env: EngineVectorEnv, rows: NDArray[np.intp], actions: NDArray
+) -> tuple[dict[str, NDArray], NDArray[np.float64]]:
+    """Act in some rows, and let the others rest; what all observe, and the rewards of `rows`."""
+    if len(actions) != env.num_envs:
+        raise ValueError(f"{len(actions)} actions for {env.num_envs} environments")
+    rewards, _ = env.engine.step(rows, actions[rows], dict)
+    return env.observations(), rewards
+
+
+def _ended(env: EngineVectorEnv) -> NDArray[np.bool_]:
+    """(N,) bool: whose episodes are over."""
+    limit = env.max_episode_steps
+    return env.episodes.terminated | (False if limit is None else env.episodes.steps >= limit)
 
 
 def is_current(
@@ -212,7 +245,8 @@ def is_current(
 
 def _covers(stored: Mapping[str, Any], provenance: Mapping[str, Any]) -> bool:
     """Whether what is stored says of itself all that `provenance` says; it may say more."""
-    return {**stored["provenance"], **json.loads(json.dumps(provenance))} == stored["provenance"]
+    found = {"attention": FULL, **stored["provenance"]}
+    return {**found, "attention": FULL, **json.loads(json.dumps(provenance))} == found
 
 
 def kept(
@@ -263,31 +297,45 @@ def evaluate_entries(
 ) -> list[Record]:
     """Evaluate each entry on the environment's split, skipping those whose record is in `folder` already.
 
-    A stored record counts only if it is of the same episodes, SAM and policy.
+    A stored record counts only if it is of the same episodes, SAM and policy. What entries have in common is done once:
+    the first mask of each episode, and all of it where two entries are the same agent.
     """
     encode_images(env.backend, [env.data])
-    records = []
-    for name, prompter in entries.items():
-        file = record_file(folder, name)
-        there = file.is_file()
-        record, taken = evaluate_stored(prompter, name, env, file, max_objects=max_objects)
-        if taken:
-            print(f"{name:>14}: taken from {file}", file=sys.stderr)
-        elif there:
-            print(f"{name:>14}: {file} was of other episodes or weights; evaluated anew", file=sys.stderr)
-        records.append(record)
-    return records
+    cases = select_cases(env, max_objects)
+    records: dict[str, Record] = {}
+    with progress_bar("evaluating", len(cases) * len(entries), "object") as bar, first_masks_remembered(env.backend):
+        for number, (name, prompter) in enumerate(entries.items(), 1):
+            bar.set_description_str(f"evaluating {number}/{len(entries)}, {name}")
+            file = record_file(folder, name)
+            there, twin = file.is_file(), _twin(prompter, entries, records)
+
+            def make(name: str = name, prompter: Prompter = prompter, twin: Record | None = twin) -> dict[str, Any]:
+                if twin is not None:
+                    return replace(twin, name=name).to_json()
+                return _evaluate(prompter, env, name, cases, bar.update).to_json()
+
+            content, taken = kept(file, evaluation_provenance(prompter, env, cases), make, is_record)
+            if taken:
+                tqdm.write(f"{name:>14}: taken from {file}", file=sys.stderr)
+            elif twin is not None:
+                tqdm.write(f"{name:>14}: the same agent as {twin.name}", file=sys.stderr)
+            elif there:
+                tqdm.write(f"{name:>14}: {file} was of other episodes or weights; evaluated anew", file=sys.stderr)
+            records[name] = Record.from_json(content)
+            bar.update(number * len(cases) - bar.n)
+    return list(records.values())
+
+
+def _twin(prompter: Prompter, entries: Mapping[str, Prompter], records: Mapping[str, Record]) -> Record | None:
+    """The record of an entry before this one that does the same, as far as both say what they are."""
+    identity = getattr(prompter, "identity", None)
+    same = [name for name in records if identity and getattr(entries[name], "identity", None) == identity]
+    return records[same[0]] if same else None
 
 
 def record_file(folder: Path, name: str) -> Path:
     """Where `evaluate_entries` keeps the record of a prompter."""
     return folder / f"{name.replace(' ', '_')}.json"
-
-
-def _pose(env: EngineVectorEnv, rows: NDArray[np.bool_], cases: list[EpisodeCase]) -> dict[str, NDArray]:
-    poses = [case.pose() for case in cases]
-    options = {name: [pose[name] for pose in poses] for name in poses[0]}
-    return env.reset(options={**options, "reset_mask": rows})[0]
 
 
 class _Log:
@@ -305,9 +353,9 @@ class _Log:
         env = self._env
         self._iou[current[counted], env.episodes.prompts[counted]] = env.quality.iou[counted]
 
-    def reward(self, current: NDArray, rewards: NDArray[np.float64]) -> None:
-        """Add what a step of all rows was rewarded with."""
-        self._returns[current[current >= 0]] += rewards[current >= 0]
+    def reward(self, cases: NDArray, rewards: NDArray[np.float64]) -> None:
+        """Add what a step was rewarded with."""
+        self._returns[cases] += rewards
 
     def share_decodes(self, current: NDArray, rows: NDArray[np.bool_], masks: int) -> None:
         """Share out among `rows` what was decoded to begin their episodes, or by the prompter to choose actions."""

@@ -7,15 +7,16 @@ the same checkpoint and device (`get_backend`), so images are encoded once howev
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
@@ -25,13 +26,19 @@ from sam_gym.sam.cache import EmbeddingCache, content_key
 from sam_gym.sam.checkpoints import load_sam
 from sam_gym.sam.decoder import BatchedDecoder, Each
 from sam_gym.sam.disk_cache import DiskCache, namespace_of
-from sam_gym.sam.masks import Masks, examine, join, upscale
+from sam_gym.sam.fovea import Fovea, Window, examine_windows
+from sam_gym.sam.masks import Masks, WindowMasks, examine, join, upscale
 from sam_gym.sam.official import OfficialDecoder
 from sam_gym.sam.prompts import PromptBatch
 
 GPU_MICRO_BATCH = 64
 """Masks decoded together on a GPU. On a CPU each mask is decoded by itself, which is quicker there and makes its
 result independent, to the last bit, of what else was in the call."""
+
+WINDOW_BATCH = 8
+"""Windows decoded together, of any sides; measured, see docs/results/fovea.md."""
+
+Made = TypeVar("Made", Masks, WindowMasks)
 
 CACHE_BYTES = 2**30
 """Memory for embeddings where nothing else is asked for."""
@@ -100,10 +107,12 @@ class SamBackend:
         self.decoder_calls = 0
         self.masks_decoded = 0
         self._decoder: BatchedDecoder | OfficialDecoder
+        self._fovea: Fovea | None = None
         if self.precision == "official":
             self._decoder = OfficialDecoder(self.sam)
         else:
             self._decoder = BatchedDecoder(self.sam, torch.bfloat16 if self.precision == "fast" else torch.float32)
+            self._fovea = Fovea(self._decoder, self._side)
         self._features_dtype = torch.float16 if self.precision == "fast" else torch.float32
         self._cache = EmbeddingCache(cache_bytes)
         self.disk_cache: DiskCache | None = None
@@ -226,14 +235,114 @@ class SamBackend:
             measured, kept = examine(logits, self._side, sizes, here, boxes=statistics, keep=full)
             return Masks(logits, quality, measured, kept or None)
 
-        starts = range(0, len(prompts), self.micro_batch)
+        return join(self._in_parallel(part, range(0, len(prompts), self.micro_batch)))
+
+    def _in_parallel(self, part: Callable[..., Made], jobs: Sequence[Any]) -> list[Made]:
+        """What `part` makes of each job, in order; on a CPU each is done by one of its threads."""
         if self.device.type != "cpu":
-            return join([part(start) for start in starts])
+            return [part(job) for job in jobs]
         threads = torch.get_num_threads()
         workers = _workers(os.getpid(), threads)
-        if len(starts) > 1 or threads == 1:
-            return join(list(workers.map(part, starts)))
-        return _workers(os.getpid(), 1).submit(part, 0, each=workers.map).result()  # a lone mask: by parts of its cells
+        if len(jobs) > 1 or threads == 1:
+            return list(workers.map(part, jobs))
+        lone = _workers(os.getpid(), 1).submit(part, jobs[0], each=workers.map)  # by parts of its cells
+        return [lone.result()]
+
+    @torch.no_grad()
+    def window(self, embedding: ImageEmbedding, view: ArrayLike) -> Window:
+        """The part of an image that an episode looks at, for `decode_windows`.
+
+        Args:
+            embedding: Of the image.
+            view: left, top, side of a square in pixels of the original image; it may leave the image.
+
+        Returns:
+            The smallest window that holds the view; of the whole image if none does.
+
+        Raises:
+            ValueError: The precision is "official", whose decoder knows no windows.
+        """
+        if self._fovea is None:
+            raise ValueError(
+                "precision='official' is segment_anything's own decoder, which looks at whole images: choose 'exact' "
+                "or 'fast' for windows"
+            )
+        return self._fovea.window(embedding, view)
+
+    @torch.no_grad()
+    def decode_windows(
+        self,
+        windows: Sequence[Window],
+        prompts: PromptBatch,
+        previous: Sequence[Tensor | None] | None = None,
+        *,
+        multimask: bool = False,
+        statistics: bool = False,
+        truths: Sequence[Tensor] | None = None,
+        full: bool = False,
+    ) -> WindowMasks:
+        """Masks for N prompts, each looked for in a window only: nearly those of `decode`, many times quicker.
+
+        Eight are decoded together, on a CPU by one thread. So a mask does not depend on the number of threads; on its
+        company it may depend in the last bits.
+
+        Args:
+            windows: One per prompt row, of `window`.
+            prompts: N prompts, coordinates in pixels of each original image, inside or outside the windows; mask
+                prompts are in `previous`, as windows differ in size.
+            previous: Per row the logits of an earlier decode in the same window, or None.
+            multimask: Three masks for ambiguous prompts instead of the single one.
+            statistics: Measure area and tight box of each mask at its image's full size, on the device.
+            truths: Per row a bool tensor (H, W) on the device, of its image's size, to measure area, IoU and Dice with;
+                what of it lies outside the window counts as missed.
+            full: Hand out the masks at full size as well, empty outside the window.
+
+        Returns:
+            Logits in the windows and predicted IoU, and what else was asked for. All of it stays on the device.
+
+        Raises:
+            ValueError: The numbers of windows, prompts and truths differ, or there are none, or mask prompts or truths
+                have another size, or `prompts` has mask prompts of its own.
+        """
+        fovea = self._fovea
+        assert fovea is not None, "windows come from it"
+        embeddings = [window.embedding for window in windows]
+        masks: list[Tensor | None] = [None] * len(windows) if previous is None else list(previous)
+        self._check(embeddings, prompts, truths)
+        self._check_previous(windows, prompts, masks)
+        self.decoder_calls += 1
+        self.masks_decoded += len(prompts)
+        points, boxes = self._to_input_frame(embeddings, prompts)
+        labels = torch.as_tensor(prompts.labels, device=self.device)
+
+        @torch.no_grad()
+        def part(rows: list[int], each: Each = map) -> WindowMasks:  # one thread for all of it, whatever `each` is
+            here = [windows[row] for row in rows]
+            given = [masks[row] for row in rows]
+            logits, quality = fovea(here, points[rows], labels[rows], boxes[rows], given, multimask=multimask)
+            if not statistics and truths is None and not full:
+                return WindowMasks(logits, quality)
+            some = None if truths is None else [truths[row] for row in rows]
+            measured, kept = examine_windows(here, logits, some, boxes=statistics, keep=full)
+            return WindowMasks(logits, quality, measured, kept or None)
+
+        # The largest windows are dealt first, so that all batches have about as much to do
+        order = sorted(range(len(windows)), key=lambda row: -len(windows[row].cells))
+        batches = -(-len(order) // WINDOW_BATCH)
+        jobs = [order[batch::batches] for batch in range(batches)]
+        made = self._in_parallel(part, jobs)
+        return WindowMasks.join(made, [row for job in jobs for row in job])
+
+    def _check_previous(
+        self, windows: Sequence[Window], prompts: PromptBatch, previous: Sequence[Tensor | None]
+    ) -> None:
+        if prompts.has_mask.any():
+            raise ValueError("windows differ in size: give their mask prompts as previous=[...], not in the prompts")
+        if len(previous) != len(windows):
+            raise ValueError(f"{len(previous)} mask prompts for {len(windows)} windows; each row needs one, or None")
+        for i, (window, mask) in enumerate(zip(windows, previous, strict=True)):
+            if mask is not None and mask.shape != window.mask_size:
+                raise ValueError(f"mask prompt {i} has shape {tuple(mask.shape)}, its window {window.mask_size}")
 
     def _check(
         self, embeddings: Sequence[ImageEmbedding], prompts: PromptBatch, truths: Sequence[Tensor] | None

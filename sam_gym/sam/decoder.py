@@ -10,7 +10,10 @@ arithmetic differs:
   `q·(W_k x + b_k) = (W_kᵀ q)·x + const`, and the constant leaves a softmax over cells;
   `Σ a (W_v x + b_v) = W_v Σ a x + b_v`.
   In the other direction `(W_q x + b_q)·k = x·(W_qᵀ k) + b_q·k`, and the output projection is applied to the values.
-* The transposed convolutions have stride = kernel size, so they are matrix products on channels-last cells.
+* The transposed convolutions, and the convolutions of the mask prompt, have stride = kernel size, so they are matrix
+  products on channels-last cells.
+* Cells are visited part by part (`visit`): what tokens told them in the last layer, and what tokens read of them in the
+  next, is computed while a part is in a core's own memory. A softmax over all parts is put together from theirs.
 
 This does fewer operations than the stock order and equals it up to rounding. Notation follows Kirillov et al. 2023,
 "Segment Anything", appendix A. Nothing here knows of images' files, caches or RL.
@@ -19,8 +22,9 @@ This does fewer operations than the stock order and equals it up to rounding. No
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +35,8 @@ from torch import Tensor
 from sam_gym.sam.added_token import added_token
 from sam_gym.sam.prompts import ABSENT
 
-PARTS = 4
-"""Into how many parts the image cells are cut on a CPU.
+PARTS = 16
+"""Into how many parts the image cells are cut on a CPU: 256 cells of 256 numbers are a quarter of a megabyte.
 
 Every part is computed by one thread, and sums over parts are added in their order. So a mask is the same to the last
 bit whether one core decodes it or all of them do, on any CPU: no BLAS is ever asked to share a product among threads.
@@ -63,7 +67,7 @@ def embed_sparse(encoder: PromptEncoder, points: Tensor, labels: Tensor, boxes: 
     corners = torch.nan_to_num(boxes).view(n, 2, 2)
     placed = points.masked_fill(~has_point[..., None], 0.0)  # whatever pads a row, NaN included, reaches nobody
     coordinates = torch.cat([placed, corners], dim=1) + 0.5  # SAM's shift to the pixel centre
-    code = _place_code(encoder, coordinates)
+    code = place_code(encoder, coordinates)
     kind = torch.stack([embedding.weight[0] for embedding in encoder.point_embeddings])
     point_tokens = code[:, :p] + kind[labels.clamp(min=0).long()]
     corner_tokens = code[:, p:] + kind[2:4]
@@ -77,7 +81,7 @@ def embed_sparse(encoder: PromptEncoder, points: Tensor, labels: Tensor, boxes: 
     return tokens, exists
 
 
-def _place_code(encoder: PromptEncoder, places: Tensor) -> Tensor:
+def place_code(encoder: PromptEncoder, places: Tensor) -> Tensor:
     """SAM's positional code (N, P, C) of places (N, P, 2), x, y in pixels of the model's input frame.
 
     The stock layer multiplies matrices, and a BLAS may round a product of two terms otherwise for another number of
@@ -140,74 +144,226 @@ class BatchedDecoder:
         Returns:
             Logits (N, K, 4h, 4w) float32 and predicted IoU (N, K) float32, K = 3 if `multimask` else 1.
         """
+        tokens, absent = self.tokens(points, labels, boxes)
+        cells = PartedCells(self._given(features, mask_logits, has_mask), self._positions, each)
+        read = self.transform(tokens, cells, absent, multimask)
+        hyper, quality = self.read_out(read, multimask)
+        logits = torch.cat(list(each(lambda part: self.upscale(part, hyper), cells.parts)), dim=1)
+        return arranged(logits, features.shape[-2:]), quality
+
+    def _given(self, features: Tensor, mask_logits: Tensor | None, has_mask: Tensor) -> list[Tensor]:
+        """Parts of cells (N, hw/p, C) as the transformer is given them: their embedding and that of the mask prompt."""
+        told: Tensor = to_cells(features)
+        none = dense = self.encoder.no_mask_embed.weight
+        if mask_logits is not None and has_mask.any():
+            dense = self.dense(mask_patches(mask_logits).flatten(0, 1)).unflatten(0, told.shape[:2])
+            dense = dense if has_mask.all() else torch.where(has_mask[:, None, None], dense, none)
+        denses = [dense] * self._parts if dense is none else dense.chunk(self._parts, dim=1)
+        return [self.add(*pair) for pair in zip(told.chunk(self._parts, dim=1), denses, strict=True)]
+
+    # ------------------------------------------------ pieces, which `sam_gym.sam.fovea` puts together otherwise
+
+    def tokens(self, points: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens (N, T, C), SAM's own and those of the prompts, and (N, T) bool: which of them nobody may attend to.
+
+        Those come last in their rows.
+        """
         sparse, exists = embed_sparse(self.encoder, points, labels, boxes)
         if not (needed := exists.any(dim=0)).all():  # a token that nobody has costs time and is left out
             sparse, exists = sparse[:, needed], exists[:, needed]
-        decoder = self.decoder
-        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse.to(self.dtype)], dim=1)
-        absent = None
         if not exists.all():
-            absent = F.pad(~exists, (len(output_tokens), 0), value=False)
-        told, dense = _to_cells(features), self._dense(mask_logits, has_mask)
-        denses = [dense] * self._parts if dense.shape[-2] == 1 else dense.chunk(self._parts, dim=1)
-        # summed in float32: rounding the sum alone keeps fast masks nearer to the exact ones
-        summed = each(lambda a, b: (a.float() + b).to(self.dtype), told.chunk(self._parts, dim=1), denses)
-        queries, cells = self._transform(tokens, list(summed), absent, each)
-        wanted = range(1, decoder.num_mask_tokens) if multimask else range(1)
-        hyper = torch.stack([decoder.output_hypernetworks_mlps[k](queries[:, 1 + k]) for k in wanted], dim=1)
-        quality = decoder.iou_prediction_head(queries[:, 0])[:, wanted.start : wanted.stop]
-        return self._upscale(cells, hyper, features.shape[-2:], each).float(), quality.float()
+            exists, order = exists.int().sort(dim=1, descending=True, stable=True)
+            exists, sparse = exists.bool(), sparse.take_along_dim(order[..., None], dim=1)
+        own = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight])
+        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse.to(self.dtype)], dim=1)
+        return tokens, None if exists.all() else F.pad(~exists, (len(own), 0), value=False)
 
-    def _dense(self, mask_logits: Tensor | None, has_mask: Tensor) -> Tensor:
-        """(N, hw, C) or (1, C): the mask prompt's embedding where there is one, else SAM's "no mask" vector."""
-        none = self.encoder.no_mask_embed.weight
-        if mask_logits is None or not has_mask.any():
-            return none
-        *downscale, project = self.encoder.mask_downscaling
-        hidden = mask_logits[:, None]
-        for layer in downscale:
-            hidden = layer(hidden)
-        embedded = F.linear(_to_cells(hidden), project.weight.flatten(1), project.bias)
-        return embedded if has_mask.all() else torch.where(has_mask[:, None, None], embedded, none)
+    def add(self, told: Tensor, dense: Tensor) -> Tensor:
+        """What image cells are given to the transformer as: their embedding and that of the mask prompt.
 
-    def _transform(
-        self, tokens: Tensor, cells: list[Tensor], absent: Tensor | None, each: Each
-    ) -> tuple[Tensor, list[Tensor]]:
-        """`TwoWayTransformer.forward`: tokens (N, T, C) and parts of image cells (N, hw/p, C) tell each other."""
+        Summed in float32: rounding the sum alone keeps fast masks nearer to the exact ones.
+        """
+        return (told.float() + dense).to(self.dtype)
+
+    def dense(self, patches: Tensor) -> Tensor:
+        """(M, C) embeddings of mask prompts at M cells, of their logits there, (M, 4, 4) as `mask_patches` has them."""
+        first, norm, _, second, norm_again, _, project = self.encoder.mask_downscaling
+        hidden = F.linear(patches, first.weight.flatten(1), first.bias)  # (M, 4, C/64): the four quarters of a cell
+        hidden = F.gelu(F.layer_norm(hidden, hidden.shape[-1:], norm.weight, norm.bias, norm.eps)).flatten(1)
+        hidden = F.linear(hidden, second.weight.permute(0, 2, 3, 1).flatten(1), second.bias)
+        hidden = F.layer_norm(hidden, hidden.shape[-1:], norm_again.weight, norm_again.bias, norm_again.eps)
+        return F.linear(F.gelu(hidden), project.weight.flatten(1), project.bias)
+
+    def transform(self, tokens: Tensor, cells: Cells, absent: Tensor | None, multimask: bool) -> Tensor:
+        """`TwoWayTransformer.forward`: tokens and image cells tell each other.
+
+        Args:
+            tokens: (N, T, C).
+            cells: Those of N images; changed.
+            absent: (N, T) bool, True for tokens that nobody may attend to.
+            multimask: Whether the three masks are wanted or the single one.
+
+        Returns:
+            The tokens that are read out in the end, (N, 1 + K, C): that of the IoU, then those of the wanted masks.
+        """
         transformer = self.decoder.transformer
-        queries = tokens
+        queries, told = tokens, None
         for layer in transformer.layers:
             if layer.skip_first_layer_pe:
                 queries = layer.norm1(_among_tokens(layer.self_attn, queries, queries, absent))
             else:
                 queries = layer.norm1(queries + _among_tokens(layer.self_attn, queries + tokens, queries, absent))
-            placed = list(each(torch.add, cells, self._positions))
-            attended = _tokens_to_cells(layer.cross_attn_token_to_image, queries + tokens, placed, cells, each)
-            queries = layer.norm2(queries + attended)
+            attention = layer.cross_attn_token_to_image
+            read = cells.visit(told, _question(attention, queries + tokens))
+            queries = layer.norm2(queries + _answer(attention, read))
             queries = layer.norm3(queries + layer.mlp(queries))
-            tell = _cells_to_tokens(layer.cross_attn_image_to_token, queries + tokens, queries, absent)
-            cells = list(each(lambda p, c, tell=tell, norm=layer.norm4: norm(tell(p, c)), placed, cells))
+            told = Told.of(layer.cross_attn_image_to_token, queries + tokens, queries, absent, layer.norm4)
         final = transformer.final_attn_token_to_image
-        placed = list(each(torch.add, cells, self._positions))
-        attended = _tokens_to_cells(final, queries + tokens, placed, cells, each)
-        return transformer.norm_final_attn(queries + attended), cells
+        wanted = [0, *(1 + k for k in self._wanted(multimask))]  # nobody asks what the others would read now
+        queries, tokens = queries[:, wanted], tokens[:, wanted]
+        read = cells.visit(told, _question(final, queries + tokens))
+        return transformer.norm_final_attn(queries + _answer(final, read))
 
-    def _upscale(self, cells: list[Tensor], hyper: Tensor, size: torch.Size, each: Each) -> Tensor:
-        """Image cells, in parts, -> mask logits (N, K, 4h, 4w) under hyper-network weights (N, K, C/8)."""
-        n, k, (h, w) = len(hyper), hyper.shape[1], size
+    def _wanted(self, multimask: bool) -> range:
+        """Which of SAM's masks are wanted."""
+        return range(1, self.decoder.num_mask_tokens) if multimask else range(1)
+
+    def read_out(self, read: Tensor, multimask: bool) -> tuple[Tensor, Tensor]:
+        """Hyper-network weights (N, K, C/8), and predicted IoU (N, K) float32, of what `transform` returned."""
+        wanted = self._wanted(multimask)
+        networks = (self.decoder.output_hypernetworks_mlps[k] for k in wanted)
+        hyper = torch.stack([network(read[:, 1 + i]) for i, network in enumerate(networks)], dim=1)
+        return hyper, self.decoder.iou_prediction_head(read[:, 0])[:, wanted.start : wanted.stop].float()
+
+    def upscale(self, cells: Tensor, hyper: Tensor) -> Tensor:
+        """Image cells (N, L, C) -> their logits (N, 16 L, K) under hyper-network weights (N, K, C/8)."""
         first, norm, _, second, _ = self.decoder.output_upscaling
         widen, widen_again = self._upscalings or (_as_linear(first), _as_linear(second))
+        n, count = cells.shape[:2]
+        up = F.linear(cells, *widen).view(n, count, 4, -1)
+        up = F.gelu(F.layer_norm(up, up.shape[-1:], norm.weight, norm.bias, norm.eps))
+        up = F.gelu(F.linear(up, *widen_again).view(n, count * 16, -1))
+        return torch.bmm(up, hyper.transpose(1, 2))
 
-        def widened(part: Tensor) -> Tensor:
-            up = F.linear(part, *widen).view(n, part.shape[1], 4, -1)
-            up = F.gelu(F.layer_norm(up, up.shape[-1:], norm.weight, norm.bias, norm.eps))
-            up = F.gelu(F.linear(up, *widen_again).view(n, part.shape[1] * 16, -1))
-            return torch.bmm(up, hyper.transpose(1, 2))
 
-        logits = torch.cat(list(each(widened, cells)), dim=1).view(n, h, w, 2, 2, 2, 2, k)
-        # (row, column, dy1, dx1, dy2, dx2): each transposed convolution splits a cell into 2 x 2
-        return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(n, k, 4 * h, 4 * w)
+def arranged(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (N, 16hw, K) of cells of (h, w) `size`, as `BatchedDecoder.upscale` has them -> (N, K, 4h, 4w) float32."""
+    h, w = size
+    n, _, k = logits.shape
+    # (row, column, dy1, dx1, dy2, dx2): each transposed convolution splits a cell into 2 x 2
+    parts = logits.view(n, h, w, 2, 2, 2, 2, k).permute(0, 7, 1, 3, 5, 2, 4, 6)
+    return parts.reshape(n, k, 4 * h, 4 * w).float()
+
+
+def mask_patches(logits: Tensor) -> Tensor:
+    """Mask prompts (N, 4h, 4w) -> (N, hw, 4, 4): per cell its four quarters, and in each its four logits."""
+    h, w = (side // 4 for side in logits.shape[1:])
+    return logits.view(-1, h, 2, 2, w, 2, 2).permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, h * w, 4, 4)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What tokens tell image cells in one layer, for `visit`: all that does not depend on the cells.
+
+    Attributes:
+        probe: (N, TH, C), whose product with a placed cell, and `offset`, is the score of a token in one of H heads.
+        offset: (N, TH), -inf for tokens that are absent.
+        told: (N, TH, C) what a cell is told by it.
+        heads: H.
+        norm: What follows.
+    """
+
+    probe: Tensor
+    offset: Tensor
+    told: Tensor
+    heads: int
+    norm: torch.nn.Module
+
+    @classmethod
+    def of(cls, attention: Attention, key: Tensor, value: Tensor, absent: Tensor | None, norm: torch.nn.Module) -> Told:
+        """By the attention of cells to tokens; keys and values (N, T, C) are the tokens'."""
+        heads = attention.num_heads
+        key, value = _split(attention.k_proj(key), heads), _split(attention.v_proj(value), heads)  # N T H d
+        scale = key.shape[-1] ** -0.5
+        probe = torch.einsum("nthd,chd->nthc", key, _split(attention.q_proj.weight.T, heads)) * scale
+        offset = (key * attention.q_proj.bias.view(heads, -1)).sum(-1) * scale  # N T H
+        if absent is not None:
+            offset = offset.masked_fill(absent[..., None], -torch.inf)
+        told = torch.einsum("nthd,chd->nthc", value, _split(attention.out_proj.weight, heads))
+        told = told + attention.out_proj.bias / heads  # a cell's weights over tokens sum to 1 in each head
+        return cls(probe.flatten(1, 2), offset.flatten(1, 2), told.flatten(1, 2), heads, norm)
+
+    def at(self, rows: list[int], count: int) -> Told:
+        """Of some images, by the first so many pairs of a token and a head."""
+        return Told(self.probe[rows, :count], self.offset[rows, :count], self.told[rows, :count], self.heads, self.norm)
+
+    def heard(self, cells: Tensor, placed: Tensor) -> Tensor:
+        """Cells (N, L, C) after it."""
+        scores = torch.baddbmm(self.offset[..., None], self.probe, placed.transpose(1, 2))  # N TH L
+        weights = scores.unflatten(1, (-1, self.heads)).softmax(dim=1).flatten(1, 2)
+        return self.norm(torch.baddbmm(cells, weights.transpose(1, 2), self.told))
+
+
+class Read(NamedTuple):
+    """What tokens read of a part of the cells: peaks and masses (N, TH, 1) of exponentials, their sums (N, TH, C)."""
+
+    peak: Tensor
+    mass: Tensor
+    sums: Tensor
+
+
+def visit(
+    cells: Tensor, position: Tensor, told: Told | None, probe: Tensor, log_counts: Tensor | None = None
+) -> tuple[Tensor, Read]:
+    """Cells (N, L, C) hear what they are told, and then are read.
+
+    Args:
+        cells: Of one part.
+        position: Their positional codes, (1 or N, L, C).
+        told: By the tokens in the layer before, None in the first one.
+        probe: (N, TH, C), whose products with placed cells are the scores of tokens that read.
+        log_counts: (N, L) logarithm of how many cells each stands for; None where that is one. A cell that stands for n
+            is read as n equal ones would be.
+
+    Returns:
+        The cells, and what is read of them.
+    """
+    if told is not None:
+        cells = told.heard(cells, cells + position)
+    placed = (cells + position).transpose(1, 2)
+    scores = torch.bmm(probe, placed) if log_counts is None else torch.baddbmm(log_counts[:, None], probe, placed)
+    peak = scores.detach().amax(dim=-1, keepdim=True)
+    weights = (scores - peak).exp()
+    return cells, Read(peak, weights.sum(dim=-1, keepdim=True), torch.bmm(weights, cells))
+
+
+def put_together(parts: Sequence[Read]) -> Tensor:
+    """(N, TH, C): what is read of all parts, as one softmax over their cells gives it up to rounding."""
+    if len(parts) == 1:
+        return parts[0].sums / parts[0].mass
+    peaks, masses, sums = (torch.stack(one) for one in zip(*parts, strict=True))
+    shares = (peaks - peaks.amax(dim=0)).exp()
+    return (shares * sums).sum(dim=0) / (shares * masses).sum(dim=0)
+
+
+class Cells(Protocol):
+    """The image cells of N masks while they are decoded."""
+
+    def visit(self, told: Told | None, probe: Tensor) -> Tensor:
+        """All cells hear what they are told, and then are read: (N, TH, C)."""
+
+
+class PartedCells:
+    """Cells of whole images, in parts (N, hw/p, C); `each` visits the parts."""
+
+    def __init__(self, parts: list[Tensor], positions: Sequence[Tensor], each: Each) -> None:
+        self.parts, self._positions, self._each = parts, positions, each
+
+    def visit(self, told: Told | None, probe: Tensor) -> Tensor:
+        """See `Cells.visit`."""
+        visited = list(self._each(lambda one, position: visit(one, position, told, probe), self.parts, self._positions))
+        self.parts = [cells for cells, _ in visited]
+        return put_together([read for _, read in visited])
 
 
 def _among_tokens(attention: Attention, query_key: Tensor, value: Tensor, absent: Tensor | None) -> Tensor:
@@ -226,42 +382,19 @@ def _among_tokens(attention: Attention, query_key: Tensor, value: Tensor, absent
     return attention.out_proj(attended.transpose(1, 2).flatten(2))
 
 
-def _tokens_to_cells(
-    attention: Attention, query: Tensor, placed: list[Tensor], cells: list[Tensor], each: Each
-) -> Tensor:
-    """Cross-attention, tokens (N, T, C) reading parts of cells; keys come from `placed`, values from `cells`."""
+def _question(attention: Attention, query: Tensor) -> Tensor:
+    """Tokens (N, T, C) that read cells -> (N, TH, C), whose product with a placed cell is the score of a head."""
     heads = attention.num_heads
-    query = _split(attention.q_proj(query), heads)  # N T H d
-    key_weight, value_weight = (_split(p.weight.T, heads) for p in (attention.k_proj, attention.v_proj))  # C H d
-    probe = torch.einsum("nthd,chd->nthc", query, key_weight) * query.shape[-1] ** -0.5
-    probe = probe.flatten(1, 2)
-    scores = torch.cat(list(each(lambda part: torch.bmm(probe, part.transpose(1, 2)), placed)), dim=2)
-    weights = scores.softmax(dim=-1).chunk(len(cells), dim=2)  # N TH hw/p
-    read = torch.stack(list(each(torch.bmm, weights, cells))).sum(dim=0).unflatten(1, (-1, heads))  # N T H C
-    value = torch.einsum("nthc,chd->nthd", read, value_weight).flatten(2) + attention.v_proj.bias
-    return attention.out_proj(value)
+    query, key_weight = _split(attention.q_proj(query), heads), _split(attention.k_proj.weight.T, heads)
+    return torch.einsum("nthd,chd->nthc", query, key_weight).flatten(1, 2) * query.shape[-1] ** -0.5
 
 
-def _cells_to_tokens(
-    attention: Attention, key: Tensor, value: Tensor, absent: Tensor | None
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross-attention, cells reading tokens: what makes cells plus what they read of a part, placed and as it is."""
+def _answer(attention: Attention, read: Tensor) -> Tensor:
+    """What heads read, (N, TH, C) -> what tokens are told, (N, T, C)."""
     heads = attention.num_heads
-    key, value = _split(attention.k_proj(key), heads), _split(attention.v_proj(value), heads)  # N T H d
-    scale = key.shape[-1] ** -0.5
-    probe = torch.einsum("nthd,chd->nthc", key, _split(attention.q_proj.weight.T, heads)) * scale
-    probe = probe.flatten(1, 2)
-    offset = (key * attention.q_proj.bias.view(heads, -1)).sum(-1) * scale  # N T H
-    if absent is not None:
-        offset = offset.masked_fill(absent[..., None], -torch.inf)
-    told = torch.einsum("nthd,chd->nthc", value, _split(attention.out_proj.weight, heads)).flatten(1, 2)
-
-    def tell(placed: Tensor, cells: Tensor) -> Tensor:
-        scores = torch.baddbmm(offset.flatten(1)[..., None], probe, placed.transpose(1, 2))  # N TH hw/p
-        weights = scores.unflatten(1, (-1, heads)).softmax(dim=1).flatten(1, 2)
-        return torch.baddbmm(cells + attention.out_proj.bias, weights.transpose(1, 2), told)
-
-    return tell
+    value_weight = _split(attention.v_proj.weight.T, heads)  # C H d
+    value = torch.einsum("nthc,chd->nthd", read.unflatten(1, (-1, heads)), value_weight)
+    return attention.out_proj(value.flatten(2) + attention.v_proj.bias)
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
@@ -269,7 +402,7 @@ def _split(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1))
 
 
-def _to_cells(features: Tensor) -> Tensor:
+def to_cells(features: Tensor) -> Tensor:
     """(N, C, h, w) -> (N, hw, C), a view where `features` is channels-last."""
     return features.permute(0, 2, 3, 1).flatten(1, 2)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,6 +69,39 @@ class Masks:
     full: list[Tensor] | None = None
 
 
+@dataclass(frozen=True)
+class WindowMasks:
+    """Result of one decode of N windows, K masks each; windows may differ in size.
+
+    Attributes:
+        logits: N tensors (K, 4n, 4n) float32, of each window's `mask_size`; above 0 is mask.
+        predicted_iou: (N, K) float32, SAM's own estimate.
+        statistics: Of the masks at full size, where they were asked for.
+        full: N bool tensors (K, H, W), each of its own image's size, where they were asked for.
+    """
+
+    logits: list[Tensor]
+    predicted_iou: Tensor
+    statistics: Statistics | None = None
+    full: list[Tensor] | None = None
+
+    @classmethod
+    def join(cls, parts: Sequence[WindowMasks], rows: Sequence[int]) -> WindowMasks:
+        """Results of several calls, whose masks are those of `rows`, in the order of the rows."""
+        places = {row: place for place, row in enumerate(rows)}
+        order = [places[row] for row in range(len(rows))]
+        index = torch.tensor(order, device=parts[0].predicted_iou.device)
+        logits = [one for part in parts for one in part.logits]
+        full = [one for part in parts for one in part.full or ()]
+        statistics = [part.statistics for part in parts if part.statistics is not None]
+        return cls(
+            [logits[place] for place in order],
+            torch.cat([part.predicted_iou for part in parts])[index],
+            _map(lambda tensors: torch.cat(tensors)[index], statistics) if statistics else None,
+            [full[place] for place in order] if full else None,
+        )
+
+
 def upscale(logits: Tensor, side: int, input_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
     """Low-resolution logits at full size, as `Sam.postprocess_masks` gives them up to rounding.
 
@@ -108,12 +142,44 @@ def _taps(low: int, side: int, inside: int, full: int, device: torch.device) -> 
     return places.T.contiguous().to(device), weights.T[..., None].contiguous().to(device)
 
 
-def measure(masks: Tensor, truths: Sequence[Tensor] | None, *, boxes: bool) -> Statistics:
+def axis_matrix(
+    low: int, side: int, inside: int, full: int, start: int, length: int, pool: int, device: torch.device
+) -> tuple[int, Tensor]:
+    """Along one axis, the matrix from a stretch of low-resolution logits to the pixels that lie in it.
+
+    As `upscale`, but what lies beyond the stretch is taken to be as its ends.
+
+    Args:
+        low: Low-resolution logits along the axis.
+        side: Side of the model's square input in pixels.
+        inside: Of the image in it.
+        full: Of the original image.
+        start: First logit of the stretch.
+        length: Logits in the stretch.
+        pool: So many of them are one, their mean.
+        device: Of the matrix.
+
+    Returns:
+        The first pixel, and the matrix (pixels, length / pool).
+    """
+    centres = (np.arange(full) + 0.5) * inside / full * low / side
+    first, last = np.searchsorted(centres, (start, start + length))
+    places, weights = (taps[:, first:last] for taps in _taps(low, side, inside, full, device))
+    matrix = torch.zeros(last - first, length, device=device)
+    for place, weight in zip(places, weights, strict=True):
+        matrix.scatter_add_(1, (place - start).clamp(0, length - 1)[:, None], weight)
+    if pool > 1:
+        wide = torch.eye(length // pool, device=device)[None]
+        matrix = matrix @ F.interpolate(wide, length, mode="linear", align_corners=False)[0].T
+    return int(first), matrix
+
+
+def measure(masks: Tensor, truths: Tensor | None, *, boxes: bool) -> Statistics:
     """Statistics of masks of one size.
 
     Args:
         masks: (N, K, H, W) bool.
-        truths: N bool tensors (H, W) on the same device, or None.
+        truths: (N, H, W) bool on the same device, or None.
         boxes: Find the tight boxes as well.
 
     Returns:
@@ -125,9 +191,8 @@ def measure(masks: Tensor, truths: Sequence[Tensor] | None, *, boxes: bool) -> S
         (top, bottom), (left, right) = _extent(_any(masks, 3)), _extent(_any(masks, 2))
         box = torch.stack([left, top, right, bottom], dim=-1)
     if truths is not None:
-        truth = torch.stack(list(truths))
-        intersection = _count(masks & truth[:, None])
-        truth_area = _count(truth)
+        intersection = _count(masks & truths[:, None])
+        truth_area = _count(truths)
     return Statistics(area, box, intersection, truth_area)
 
 
@@ -179,7 +244,7 @@ def examine(
     full: dict[int, Tensor] = {}
     for (input_size, image_size), rows in groups.items():
         masks = upscale(logits[rows] if len(groups) > 1 else logits, side, input_size, image_size) > 0
-        here = None if truths is None else [truths[row] for row in rows]
+        here = None if truths is None else torch.stack([truths[row] for row in rows])
         statistics.append(measure(masks, here, boxes=boxes))
         full.update(zip(rows, masks, strict=True))
     if len(groups) == 1:

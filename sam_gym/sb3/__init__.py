@@ -7,7 +7,7 @@ except ImportError as error:
 
 from sam_gym.sb3.cloning import Cloner, CloneSettings
 from sam_gym.sb3.models import ALGORITHMS, ModelPrompter, load_model
-from sam_gym.sb3.policy import BoxPolicy, SpatialPolicy
+from sam_gym.sb3.policy import BoxPolicy, LightPolicy, SpatialPolicy
 from sam_gym.sb3.saved import SavedAgent, save_agent
 from sam_gym.sb3.vec_env import SamVecEnv
 
@@ -16,6 +16,7 @@ __all__ = [
     "BoxPolicy",
     "CloneSettings",
     "Cloner",
+    "LightPolicy",
     "ModelPrompter",
     "SamVecEnv",
     "SavedAgent",

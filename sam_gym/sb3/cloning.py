@@ -195,19 +195,12 @@ class Cloner:
         return {self.teacher.measure: float(distance), "value_loss": float(value), "learning_rate": rate}
 
     def _batches(self, rng: np.random.Generator) -> Iterator[dict]:
-        sizes = np.array([len(samples.maps) for samples in self._data])
-        starts = np.concatenate([[0], np.cumsum(sizes)])
+        arrays = {name: self._tensor(array) for name, array in vars(_joined(self._data)).items()}
+        episode, embedding = arrays.pop("episode"), arrays.pop("embedding")
         for _ in range(self.settings.gradient_steps):
-            picked = np.sort(rng.integers(starts[-1], size=self.settings.batch_size))
-            chunk = np.searchsorted(starts, picked, side="right") - 1
-            parts: dict[str, list[NDArray]] = {}
-            for index in np.unique(chunk):
-                samples, rows = self._data[index], picked[chunk == index] - starts[index]
-                for name in ("maps", "state", "allowed", "target", "returns", "complete"):
-                    parts.setdefault(name, []).append(getattr(samples, name)[rows])
-                parts.setdefault("embedding", []).append(samples.embedding[samples.episode[rows]])
-            arrays = {name: self._tensor(np.concatenate(column)) for name, column in parts.items()}
-            flipped = self.teacher.turn(arrays, int(rng.integers(8)))
+            picked = self._tensor(rng.integers(len(episode), size=self.settings.batch_size))
+            batch = {name: array[picked] for name, array in arrays.items()}
+            flipped = self.teacher.turn({**batch, "embedding": embedding[episode[picked]]}, int(rng.integers(8)))
             observations = {name: flipped[name] for name in OBSERVED}
             if self._text is not None:
                 observations["text"] = self._text.expand(len(picked), -1)
@@ -259,6 +252,14 @@ def check_env(env: EngineVectorEnv) -> None:
             f"cloning needs observations with {', '.join(OBSERVED)}, and these have no {' and no '.join(missing)}: "
             f"make the environment with observation='full', not {env.settings.observation!r}"
         )
+
+
+def _joined(parts: list[Samples]) -> Samples:
+    """All rounds as one: a batch is then one look-up in each array."""
+    starts = np.cumsum([0, *(len(part.embedding) for part in parts)])
+    columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+    columns["episode"] = [part.episode + start for part, start in zip(parts, starts, strict=False)]
+    return Samples(**{name: np.concatenate(column) for name, column in columns.items()})
 
 
 def _returns(rewards: NDArray, ended: NDArray[np.bool_], gamma: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -14,9 +14,10 @@ from stable_baselines3 import PPO
 from torch import nn
 
 from sam_gym.envs.base import EngineVectorEnv
-from sam_gym.sb3.policy import BoxPolicy, SpatialPolicy
+from sam_gym.sb3.policy import BoxPolicy, LightPolicy, SpatialPolicy
 
 ALGORITHMS: dict[str, tuple[type[MaskablePPO] | type[PPO], type[SpatialPolicy] | type[BoxPolicy]]] = {
+    "LightPolicy": (MaskablePPO, LightPolicy),
     "SpatialPolicy": (MaskablePPO, SpatialPolicy),
     "BoxPolicy": (PPO, BoxPolicy),
 }

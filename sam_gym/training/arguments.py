@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -36,20 +36,27 @@ class Arguments:
     device: str = "auto"
     """Where SAM and the policy run: auto, cpu, cuda."""
     precision: str = "auto"
-    """SAM's decoder: exact (float32), fast (bfloat16), auto (fast where the hardware has bfloat16)."""
+    """SAM's decoder while training and validating: exact (float32), fast (bfloat16), auto (fast where the hardware has
+    bfloat16). The held-out table is always exact."""
+    attention: Literal["full", "foveated"] = "foveated"
+    """How SAM looks while training and validating: full, at whole images; foveated, closely at the object only, which
+    is many times quicker. The held-out table is always full."""
     reward: str | None = None
     """What PPO is rewarded for: iou, dice, hit, clip; default the environment's own. Cloning has an oracle that knows
     the truth: with clip and --clone-steps 0 none is needed to train."""
     clip: str = "clip-micro"
     """CLIP of targets in words and of the reward clip."""
-    eval_objects: int = 81
-    """Validation objects at each evaluation while training, evenly spread over the split."""
-    evaluations: int = 3
-    """Evaluations in each stage."""
+    eval_objects: int | None = None
+    """Validation objects at each evaluation while training, evenly spread over the split; default 81."""
+    evaluations: int | None = None
+    """Evaluations in each stage; default 3."""
     test_objects: int | None = None
     """Held-out objects for the final table; default all."""
+    quick: bool = False
+    """Two minutes, only to see it work: fewer steps and objects, where you name none. What comes out is marked quick,
+    and is no result."""
     run_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of this run; default runs/ENV-seedN-TIME."""
+    """Folder of this run; default runs/ENV-seedN-TIME, and runs/ENV-quick-seedN-TIME with --quick."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of an interrupted run: its arguments are taken over and it goes on where it stopped."""
 
@@ -97,4 +104,5 @@ def train(arguments: Arguments, command: str = "sam-gym train") -> None:
         if run is None:
             raise KeyboardInterrupt("stopped before training began; nothing to keep") from None
         raise KeyboardInterrupt(f"stopped. {run.keep()}\ngo on with: {command} --resume {run.folder}") from None
-    print(f"\n{(time.perf_counter() - started) / 60:.1f} minutes; everything is in {run.folder}")
+    minutes = f"{(time.perf_counter() - started) / 60:.1f} minutes"
+    print(f"\n{f'{run.mark}, {minutes}' if run.mark else minutes}; everything is in {run.folder}")

@@ -33,8 +33,9 @@ class EvaluationArguments:
     """SAM weights: a name or a file."""
     device: str = "auto"
     """Where SAM and the policy run."""
-    precision: str = "auto"
-    """SAM's decoder: exact (float32), fast (bfloat16), auto (fast where the hardware has bfloat16)."""
+    precision: str = "exact"
+    """SAM's decoder: exact (float32), as in the table of a training; fast (bfloat16); auto (fast where the hardware has
+    bfloat16)."""
     clip: str = "clip-micro"
     """CLIP of targets in words."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None

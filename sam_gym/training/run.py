@@ -5,11 +5,11 @@ What another project would want to import lives in other rooms of `sam_gym`; thi
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
-from dataclasses import fields
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from sam_gym._utils.fetching import atomic_path, write_json
 from sam_gym._utils.progress import progress_bar
+from sam_gym._utils.stopwatch import Stopwatch
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.rewards import parse_reward
 from sam_gym.evaluation import encode_images, evaluate, evaluate_entries
@@ -31,8 +32,10 @@ from sam_gym.evaluation.records import Record
 from sam_gym.prompters import baselines
 from sam_gym.sb3 import ALGORITHMS, BoxPolicy, Cloner, CloneSettings, ModelPrompter, SamVecEnv, load_model, save_agent
 from sam_gym.sb3.recalibrating import RecalibratingSettings, RecalibrationCallback, Recalibrator
-from sam_gym.training.recipe import evaluation_kwargs, model_arguments, module_of, read_recipe, train_kwargs
+from sam_gym.training.learning import PPOProgress
+from sam_gym.training.recipe import evaluation_kwargs, model_arguments, module_of, train_kwargs
 from sam_gym.training.report import write_report
+from sam_gym.training.state import begin, resume
 
 if TYPE_CHECKING:
     from sam_gym.training.arguments import Arguments
@@ -50,8 +53,9 @@ class Training:
         self.folder, self.state = folder, state
         arguments, config = state["arguments"], state["config"]
         self.seed = arguments["seed"]
-        names = ("data", "checkpoint", "device", "precision", "clip")
-        self.settings = {name: arguments[name] for name in names if name in arguments}  # older runs have no clip
+        names = ("data", "checkpoint", "device", "precision", "attention", "clip")
+        self.settings = {name: arguments[name] for name in names}
+        self.bar: tqdm | None = None
         set_random_seed(self.seed)
         reward = {} if arguments.get("reward") is None else {"reward": arguments["reward"]}
         train = self._environment("train", "SameStep", config["n_envs"], **{**train_kwargs(config), **reward})
@@ -73,39 +77,14 @@ class Training:
     def open(cls, arguments: Arguments) -> Training:
         """Begin a run, or take up the one in `arguments.resume`."""
         if arguments.resume is not None:
-            others = [
-                f.name for f in fields(arguments) if f.name != "resume" and getattr(arguments, f.name) != f.default
-            ]
-            if others:
-                given = ", ".join(f"--{name.replace('_', '-')}" for name in others)
-                raise ValueError(f"--resume goes on with the run's own arguments; leave out {given}")
-            file = arguments.resume / "state.json"
-            if not file.is_file():
-                raise ValueError(f"{arguments.resume} is not the folder of a run: it has no state.json")
-            return cls(arguments.resume, json.loads(file.read_text()))
-        for name in ("eval_objects", "evaluations", "test_objects"):
-            if (value := getattr(arguments, name)) is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        config = read_recipe(arguments.config, arguments.env)
-        if arguments.clone_steps is not None:
-            config["clone"]["total_timesteps"] = arguments.clone_steps
-        if arguments.ppo_steps is not None:
-            config["n_timesteps"] = arguments.ppo_steps
-        name = f"{arguments.env}-seed{arguments.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-        folder = arguments.run_dir or Path("runs") / name
-        if (folder / "state.json").exists():
-            raise ValueError(f"{folder} holds a run already: take it up with --resume {folder}, or name another folder")
-        stated = {n: getattr(arguments, n) for n in (
-            "env", "seed", "data", "checkpoint", "device", "precision", "reward", "clip", "eval_objects", "evaluations",
-            "test_objects",
-        )}  # fmt: skip
-        state: dict[str, Any] = {
-            "arguments": stated, "config": config, "stage": "clone", "points": [], "best": None,
-            "seconds": {"clone": 0.0, "ppo": 0.0, "report": 0.0},
-        }  # fmt: skip
-        run = cls(folder, state)
+            return cls(*resume(arguments))
+        run = cls(*begin(arguments))
         run._save_state()
         return run
+
+    def watch(self, stage: str) -> Stopwatch:
+        """Where the time of a stage goes, all its interruptions counted together."""
+        return Stopwatch(self.state["timing"].setdefault(stage, {}))
 
     # ------------------------------------------------------------------- stages
 
@@ -128,12 +107,22 @@ class Training:
         if cloner.rounds == cloner.total_rounds:  # interrupted between the last round and its evaluation
             self._note("clone", cloner.timesteps, force=True)
         size = settings.round_steps * self.train.num_envs
-        with progress_bar("cloning", cloner.total_rounds * size, "step", done=cloner.timesteps) as bar:
+        watch = self.watch("clone")
+        with self._told("cloning", cloner.total_rounds * size, cloner.timesteps) as bar, ExitStack() as timed:
+            for owner, method, part in (
+                (self.train, "step", "environment"), (self.train, "reset", "environment"),
+                (cloner.teacher, "label", "teacher"), (cloner.teacher, "own", "policy"),
+            ):  # fmt: skip
+                timed.enter_context(watch.of(owner, method, part))
             started = time.perf_counter()
 
             def after_round(_: Cloner, losses: dict[str, float]) -> None:
                 nonlocal started
-                self.state["seconds"]["clone"] += time.perf_counter() - started
+                seconds = time.perf_counter() - started
+                self.state["seconds"]["clone"] += seconds
+                watch.known["seconds"] += seconds
+                watch.known["steps"] += size
+                watch.rest("fits")
                 for name, value in losses.items():
                     self.model.logger.record(f"clone/{name}", value)
                 self.model.logger.dump(cloner.timesteps)
@@ -145,6 +134,7 @@ class Training:
                 started = time.perf_counter()
 
             cloner.run(after_round)
+        self._tell("cloning", "clone", "states")
         self._save_model("clone.zip")
         self._enter("ppo")
         shutil.rmtree(rounds)
@@ -180,16 +170,31 @@ class Training:
         elif (self.folder / "clone.zip").is_file():
             self.model.policy.load_state_dict(self._load(self.folder / "clone.zip").policy.state_dict())
         if done < total:
-            with progress_bar("PPO", total, "step", done=done) as bar:
-                callbacks: list[BaseCallback] = [_PPOProgress(self, bar)]
+            watch = self.watch("ppo")
+            with (
+                self._told("PPO", total, done) as bar,
+                watch.of(self.train, "step", "rollout/environment"),
+                watch.of(self.train, "reset", "rollout/environment"),
+            ):
+                callbacks: list[BaseCallback] = [PPOProgress(self, bar, watch)]
                 if self.recalibrator is not None:
                     callbacks.append(RecalibrationCallback(self.recalibrator))
                 self.model.learn(total - done, callback=callbacks, reset_num_timesteps=done == 0)
+            self._tell("PPO", "ppo", "steps")
             self._note("ppo", self.model.num_timesteps, force=True)
         if self.state["best"] is None:  # no training at all was asked for
             self._note("ppo", 0, force=True)
         self._choose_stop()
+        self._tell("validation", "validation", "masks")
         self._enter("report")
+
+    def save_checkpoint(self) -> None:
+        """Between two rollouts of PPO: what --resume goes on from, and validation if it is time to."""
+        self._save_model("checkpoint.zip")
+        if self.recalibrator is not None:
+            self.recalibrator.store(self.folder / "recalibration.pt")
+        self._note("ppo", self.model.num_timesteps)
+        self._save_state()
 
     def report(self) -> None:
         """Evaluate on the held-out split and write table, pictures and record."""
@@ -202,8 +207,15 @@ class Training:
         entries["agent"] = agent
         config = self.state["config"]
         kwargs = evaluation_kwargs(config, self.folder / "model.zip")
+        kwargs |= {"attention": "full", "precision": "exact"}  # as published, however it was trained
         test = self._environment("test", "Disabled", self._together("test_objects"), **kwargs)
-        records = evaluate_entries(entries, test, self.folder / "evaluations", self.state["arguments"]["test_objects"])
+        objects, watch = self.state["arguments"]["test_objects"], self.watch("table")
+        try:
+            with self._decoding(test, watch):
+                records = evaluate_entries(entries, test, self.folder / "evaluations", objects)
+        finally:  # Ctrl-C too: what was measured is kept, and so is what it took
+            self._save_state()
+        self._tell("held-out table", "table", "masks")
         pictures = self._environment("test", "Disabled", 1, render_mode="rgb_array", **kwargs)
         self.state["seconds"]["report"] += time.perf_counter() - started
         write_report(self.folder, self.title, records, agent, pictures, self.state)
@@ -218,7 +230,13 @@ class Training:
         data = self.train.data
         arguments = self.state["arguments"]
         stand_in = "" if data.source == data.name else f", STAND-IN DATA {data.source}"
-        return f"{arguments['env']}, {arguments['checkpoint']}, seed {arguments['seed']}{stand_in}"
+        mark = f", {self.mark}" if self.mark else ""
+        return f"{arguments['env']}, {arguments['checkpoint']}, seed {arguments['seed']}{stand_in}{mark}"
+
+    @property
+    def mark(self) -> str:
+        """What is said wherever results of this run are shown, if anything."""
+        return "QUICK RUN, NO RESULT" if self.state["quick"] else ""
 
     def keep(self) -> str:
         """Make model.zip the best model so far, or the current one if none was evaluated yet; says which."""
@@ -262,7 +280,28 @@ class Training:
 
     def _validate(self, model: PPO | MaskablePPO) -> Record:
         objects = self.state["arguments"]["eval_objects"]
-        return evaluate(ModelPrompter(model), self.val, name="validation", max_objects=objects, progress=False)
+        with self._decoding(self.val, self.watch("validation")):
+            return evaluate(ModelPrompter(model), self.val, name="validation", max_objects=objects, progress=False)
+
+    @contextmanager
+    def _decoding(self, env: EngineVectorEnv, watch: Stopwatch) -> Iterator[None]:
+        """Time an evaluation: SAM's encoder, its decoder, and all else."""
+        before = env.backend.masks_decoded
+        try:
+            with watch.running(), ExitStack() as timed:
+                for method, part in (("encode", "encoder"), ("decode", "decoder"), ("decode_windows", "decoder")):
+                    timed.enter_context(watch.of(env.backend, method, part))
+                yield
+        finally:
+            watch.known["steps"] += env.backend.masks_decoded - before
+            watch.rest("prompters and measuring")
+
+    @contextmanager
+    def _told(self, name: str, total: int, done: int) -> Iterator[tqdm]:
+        """The bar of a stage, which also says when the agent is validated."""
+        with progress_bar(name, total, "step", done=done) as self.bar:
+            yield self.bar
+        self.bar = None
 
     def _together(self, objects: str) -> int:
         """Episodes at a time where so many objects are evaluated: spare ones would be decoded for nothing."""
@@ -271,7 +310,7 @@ class Training:
     def _environment(self, split: str, autoreset_mode: str, n: int, **more: Any) -> EngineVectorEnv:
         return gymnasium.make_vec(
             self.state["arguments"]["env"], num_envs=n, vectorization_mode="vector_entry_point",
-            split=split, autoreset_mode=autoreset_mode, **self.settings, **more,
+            split=split, autoreset_mode=autoreset_mode, **{**self.settings, **more},
         )  # type: ignore[return-value]  # fmt: skip
 
     def _new_model(self) -> PPO | MaskablePPO:
@@ -288,6 +327,11 @@ class Training:
         model = load_model(file, space, env=VecMonitor(self.venv), device=self.settings["device"])
         model.set_logger(self.model.logger)
         return model
+
+    def _tell(self, name: str, stage: str, unit: str) -> None:
+        watch = self.watch(stage)
+        if watch.known["steps"]:  # else it was done before an interruption, by a version that did not count
+            tqdm.write(watch.line(name, unit))
 
     def _save_model(self, name: str) -> None:
         save_agent(self.model, self.folder / name, self.train)
@@ -309,6 +353,8 @@ class Training:
         last = mine[-1]["stage_timesteps"] if mine else 0
         if not force and timesteps - last < total / arguments["evaluations"] or mine and last == timesteps:
             return
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"validating on {arguments['eval_objects']} objects")
         record = self._validate(self.model)
         gain = record.gain.mean
         before = config["clone"]["total_timesteps"] if stage == "ppo" else 0
@@ -327,32 +373,3 @@ class Training:
         self._save_state()
         tqdm.write(f"{stage:>6} {timesteps:>6} steps: validation IoU {record.curve[0]:.3f} -> {record.curve[-1]:.3f} "
                    f"(gain {gain:+.3f}, {record.prompts.mean():.1f} prompts)")  # fmt: skip
-
-
-class _PPOProgress(BaseCallback):
-    """Bar, checkpoint and validation between two rollouts of PPO."""
-
-    def __init__(self, run: Training, bar: tqdm) -> None:
-        super().__init__()
-        self.run, self.bar = run, bar
-        self.started = time.perf_counter()
-
-    def _on_rollout_start(self) -> None:
-        self._count_seconds()
-        if self.num_timesteps:
-            self.run._save_model("checkpoint.zip")
-            if self.run.recalibrator is not None:
-                self.run.recalibrator.store(self.run.folder / "recalibration.pt")
-            self.run._note("ppo", self.num_timesteps)
-            self.run._save_state()
-        self.started = time.perf_counter()
-
-    def _on_step(self) -> bool:
-        self.bar.update(self.training_env.num_envs)
-        return True
-
-    def _on_training_end(self) -> None:
-        self._count_seconds()
-
-    def _count_seconds(self) -> None:
-        self.run.state["seconds"]["ppo"] += time.perf_counter() - self.started

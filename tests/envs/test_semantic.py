@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
@@ -152,7 +153,7 @@ def test_sam_is_prompted_with_clicks_alone_and_then_with_its_mask(make: Make, se
     logits = []
     for action in (100, 5 + 256, 140):
         env.step(action)
-        logits.append(env.engine._logits.clone())
+        logits.append(torch.stack(env.engine._logits))
     assert len(sent) == 3
     assert [(batch.labels >= 0).sum() for batch in sent] == [1, 2, 3]
     assert [batch.has_mask.tolist() for batch in sent] == [[False], [True], [True]]
@@ -172,7 +173,7 @@ def test_given_points_are_decoded_at_once_and_stay(make: Make, sent: list[Prompt
     backend = env.engine.backend
     image = backend.encode([env.engine.data.image(3)])
     alone = backend.decode(image, PromptBatch.from_lists(points=[[(60, 55), (3, 7)]], labels=[[1, 0]]))
-    np.testing.assert_allclose(env.engine._logits, alone.logits[:, 0], atol=1e-4)
+    np.testing.assert_allclose(torch.stack(env.engine._logits), alone.logits[:, 0], atol=1e-4)
     assert (info["prompts"], info["iou"] > 0) == (0, True)  # they are none of the agent's
     assert observation["state"][[0, 4]].tolist() == [1, 0]
     assert observation["maps"][5].any()

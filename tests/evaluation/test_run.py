@@ -21,13 +21,16 @@ from sam_gym.evaluation import (
     episode_list,
     episode_list_hash,
     evaluate,
+    evaluate_entries,
     evaluate_stored,
+    is_current,
     make_evaluation_env,
 )
 from sam_gym.evaluation.metrics import boundary_iou, mask_dice, mask_iou
 from sam_gym.evaluation.records import COLUMNS, EpisodeCase, Record
 from sam_gym.prompters import PROMPTERS, RandomPrompter, baselines, box_only, centre, oracle_clicks
 from sam_gym.sam import PromptBatch
+from sam_gym.sam.backend import SamBackend
 
 STOP = 2 * 16 * 16
 ISBI_TEST_LIST = "93cf390b4b5bb749d5fd8a721e58f167b4a3d266c066441334ab96c89c39f66e"
@@ -178,6 +181,44 @@ def test_decodes_count_what_the_prompter_asked_for_itself(num_envs: int) -> None
     assert ahead.decodes.tolist() == (ahead.prompts + 1 + 2 * choices).tolist()
 
 
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many masks each call of the decoder makes, from now on."""
+    calls: list[int] = []
+    decode = SamBackend.decode
+
+    def counted(backend: SamBackend, embeddings: Any, *arguments: Any, **named: Any) -> Any:
+        calls.append(len(embeddings))
+        return decode(backend, embeddings, *arguments, **named)
+
+    monkeypatch.setattr(SamBackend, "decode", counted)
+    return calls
+
+
+def test_nothing_is_decoded_that_nobody_asked_for(decoded: list[int]) -> None:
+    """Rows for which no object is left rest."""
+    env = make(4)
+    small_split(env, 6)
+    record = evaluate(StopsAfter(), env, name="some", progress=False)
+    assert sum(decoded) == record.decodes.sum() == 6 + record.prompts.sum()
+
+
+def test_entries_share_what_they_have_in_common(decoded: list[int], tmp_path: Path) -> None:
+    """First masks, and all of two entries of one policy; no record differs in anything from one made alone."""
+    env = make(4)
+    small_split(env, 6)
+    entries = {"box": box_only, "centre": centre, "random": RandomPrompter(1), "again": RandomPrompter(1)}
+    alone = [evaluate(prompter, env, name=name, progress=False).to_json() for name, prompter in entries.items()]
+    decoded.clear()
+    together = [record.to_json() for record in evaluate_entries(entries, env, tmp_path, None)]
+    assert sum(decoded) == 6 + 6 + 5 * 6
+    for record in (*alone, *together):
+        del record["seconds"]
+    assert together == alone
+    assert evaluate(box_only, env, name="box", progress=False).decodes.tolist() == [1] * 6  # nothing is left behind
+    assert sum(decoded) == 6 + 6 + 5 * 6 + 6
+
+
 def test_any_function_is_a_prompter() -> None:
     def left_to_right(observations: dict[str, NDArray], env: SamPromptVectorEnv) -> list[int]:
         assert observations["maps"].shape == (3, 7, 64, 64)
@@ -314,6 +355,17 @@ def test_a_stored_record_is_taken_while_it_is_of_the_same_thing(tmp_path: Path) 
         file.write_text(json.dumps(stored))
         assert not evaluate_stored(RandomPrompter(1), "random", env, file)[1]
         assert evaluate_stored(RandomPrompter(1), "random", env, file)[1]
+
+
+def test_a_foveated_record_is_none_of_full_attention() -> None:
+    """Records of full attention do not say so: those that are stored were made before there was another."""
+    env = make(4)
+    small_split(env, 4)
+    stored = evaluate(box_only, env, progress=False).to_json()
+    assert "attention" not in stored["provenance"]
+    assert is_current(stored, box_only, env)
+    stored["provenance"]["attention"] = "foveated"
+    assert not is_current(stored, box_only, env)
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])

@@ -25,7 +25,7 @@ def mask(*rows: str) -> torch.Tensor:
 )
 def test_overlap(a: torch.Tensor, b: torch.Tensor, iou: float, dice: float) -> None:
     for first, second in ((a, b), (b, a)):
-        got = measure(first[None, None], [second], boxes=False)
+        got = measure(first[None, None], second[None], boxes=False)
         assert (float(got.iou), float(got.dice)) == pytest.approx((iou, dice))
 
 
@@ -52,7 +52,7 @@ def test_sizes_in_any_order_come_back_in_theirs() -> None:
     truths = [torch.rand(size, generator=generator) < 0.5 for _, size in sizes]
     together, kept = examine(logits, 32, sizes, truths, boxes=True, keep=True)
     for i, (inside, size) in enumerate(sizes):
-        alone = measure(upscale(logits[i : i + 1], 32, inside, size) > 0, truths[i : i + 1], boxes=True)
+        alone = measure(upscale(logits[i : i + 1], 32, inside, size) > 0, torch.stack(truths[i : i + 1]), boxes=True)
         for name in ("area", "box", "intersection", "truth_area", "iou", "dice"):
             assert torch.equal(getattr(together, name)[i : i + 1], getattr(alone, name)), name
         assert kept[i].shape == (2, *size)

@@ -1,4 +1,4 @@
-"""SpatialPolicy: samples do not mix, logits lie as actions do, masks hold, and what is saved comes back."""
+"""Policies on the grid: samples do not mix, logits lie as actions do, masks hold, and what is saved comes back."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from gymnasium import spaces
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from sam_gym.envs.episode import GridActions
 from sam_gym.envs.observations import observation_space
 from sam_gym.envs.references import observation_space as reference_space
 from sam_gym.envs.shown_prompts import ShownClicks
-from sam_gym.sb3 import ModelPrompter, SamVecEnv, SpatialPolicy
+from sam_gym.sb3 import LightPolicy, ModelPrompter, SamVecEnv, SpatialPolicy
+from sam_gym.sb3.extractors import _ChannelNorm, _NormedLinear
 from sam_gym.sb3.policy import ActionHead
 
 G = 16
 CELLS = G * G
 STOP = 2 * CELLS
+POLICIES = (SpatialPolicy, LightPolicy)
 
 
 class Watched(MaskablePPO):
@@ -41,28 +44,32 @@ class Watched(MaskablePPO):
 
 
 def build(
-    small: dict[str, Any], algorithm: type[MaskablePPO] = MaskablePPO, n: int = 4, **policy_kwargs: Any
+    small: dict[str, Any],
+    kind: type[SpatialPolicy] = LightPolicy,
+    algorithm: type[MaskablePPO] = MaskablePPO,
+    n: int = 4,
+    **policy_kwargs: Any,
 ) -> MaskablePPO:
     env = SamVecEnv(gymnasium.make_vec(num_envs=n, autoreset_mode="SameStep", **small))
     settings: dict[str, Any] = {"n_steps": 4, "batch_size": 8, "n_epochs": 1, "seed": 0, "device": "cpu"}
-    return algorithm(SpatialPolicy, env, policy_kwargs=policy_kwargs, **settings)
+    return algorithm(kind, env, policy_kwargs=policy_kwargs, **settings)
 
 
-@pytest.fixture(scope="module")
-def model(small: dict[str, Any]) -> MaskablePPO:
+@pytest.fixture(scope="module", params=POLICIES)
+def model(small: dict[str, Any], request: pytest.FixtureRequest) -> MaskablePPO:
     """A model whose heads are far from zero, so that differences can be seen."""
-    model = build(small)
+    model = build(small, request.param)
     with torch.no_grad():
         for head in (model.policy.action_net.click, model.policy.action_net.stop[-1], model.policy.value_net.net[-1]):
             head.weight.mul_(50)
     return model
 
 
-def random_observations(n: int, seed: int = 0) -> dict[str, Tensor]:
+def random_observations(n: int, seed: int = 0, channels: int = 32) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
         "maps": torch.randint(0, 256, (n, 7, 64, 64), generator=generator, dtype=torch.uint8),
-        "embedding": torch.randn(n, 32, G, G, generator=generator),
+        "embedding": torch.randn(n, channels, G, G, generator=generator),
         "state": torch.rand(n, 5, generator=generator),
     }
 
@@ -87,8 +94,9 @@ def test_samples_do_not_mix(model: MaskablePPO, training: bool) -> None:
         torch.testing.assert_close(large_batch[:8], small_batch, rtol=1e-5, atol=1e-5)
 
 
-def test_ratios_are_one_before_any_update(small: dict[str, Any]) -> None:
-    model = build(small, Watched)
+@pytest.mark.parametrize("kind", POLICIES)
+def test_ratios_are_one_before_any_update(small: dict[str, Any], kind: type[SpatialPolicy]) -> None:
+    model = build(small, kind, Watched)
     with torch.no_grad():
         model.policy.action_net.click.weight.mul_(50)
     model.learn(16)
@@ -187,14 +195,15 @@ def test_saved_and_loaded_it_is_the_same(model: MaskablePPO, tmp_path: Path) -> 
 REFERRING: dict[str, Any] = {"features_extractor_kwargs": {"embedding_channels": 32}}
 
 
+@pytest.mark.parametrize("kind", POLICIES)
 @pytest.mark.parametrize("env_id", ["SamPrompt-Synthetic-v0", "SamPromptSemantic-Synthetic-v0"])
 def test_references_learn_what_full_observations_learn(
-    small: dict[str, Any], tiny_clip: str, tmp_path: Path, env_id: str
+    small: dict[str, Any], tiny_clip: str, tmp_path: Path, env_id: str, kind: type[SpatialPolicy]
 ) -> None:
     """Same seed, same rollouts, same updates, same weights; and saved and loaded it acts the same."""
     small = {**small, "id": env_id, "clip": tiny_clip}
-    full = build(small).learn(32)
-    referring = build({**small, "observation": "reference"}, **REFERRING).learn(32)
+    full = build(small, kind).learn(32)
+    referring = build({**small, "observation": "reference"}, kind, **REFERRING).learn(32)
     weights, same = full.policy.state_dict(), referring.policy.state_dict()
     assert weights.keys() == same.keys()
     for name, tensor in weights.items():
@@ -207,9 +216,10 @@ def test_references_learn_what_full_observations_learn(
     np.testing.assert_array_equal(*actions)
 
 
-def test_what_the_text_says_is_read(small: dict[str, Any], tiny_clip: str) -> None:
+@pytest.mark.parametrize("kind", POLICIES)
+def test_what_the_text_says_is_read(small: dict[str, Any], tiny_clip: str, kind: type[SpatialPolicy]) -> None:
     """By each sample its own, and by none where there is no text."""
-    policy = build({**small, "id": "SamPromptSemantic-Synthetic-v0", "clip": tiny_clip}).policy
+    policy = build({**small, "id": "SamPromptSemantic-Synthetic-v0", "clip": tiny_clip}, kind).policy
     generator = torch.Generator().manual_seed(1)
     texts = torch.nn.functional.normalize(torch.randn(3, 12, generator=generator), dim=1)
     one = {name: tensor.repeat(3, *[1] * (tensor.ndim - 1)) for name, tensor in random_observations(1).items()}
@@ -219,7 +229,7 @@ def test_what_the_text_says_is_read(small: dict[str, Any], tiny_clip: str) -> No
     assert not logits[0].allclose(logits[1], rtol=0, atol=1e-5)
     assert not values[0].allclose(values[1], rtol=0, atol=1e-5)
     torch.testing.assert_close(again[[0, 1, 2]], logits[[0, 0, 2]])
-    assert build(small).policy.features_extractor.read is None
+    assert build(small, kind).policy.features_extractor.read is None
 
 
 def test_a_rollout_of_references_takes_little_memory() -> None:
@@ -236,6 +246,42 @@ def test_size() -> None:
     assert sum(weights.numel() for weights in policy.parameters()) == 175_844
 
 
+def test_learning_costs_less_than_the_world() -> None:
+    """At most 60 MFLOP a sample, forward and backward, with MobileSAM's embeddings."""
+    policy = LightPolicy(observation_space(256, G, 2, 0), spaces.Discrete(STOP + 1), lambda _: 1e-3)
+    with FlopCounterMode(display=False) as counter:
+        logits, values = policy.outputs_and_values(random_observations(2, channels=256))
+        (logits.log_softmax(dim=1).square().mean() + values.mean()).backward()
+    assert 20e6 < counter.get_total_flops() / 2 <= 60e6
+
+
+@pytest.mark.parametrize("grid", [8, 10, 32])
+@pytest.mark.parametrize(("signs", "stops"), [(2, True), (1, True), (1, False)])
+def test_any_grid_and_any_kind_of_click(grid: int, signs: int, stops: bool) -> None:
+    """Also grids that do not divide the maps' 64 pixels; and what lies in a corner acts in that corner."""
+    actions = spaces.Discrete(signs * grid**2 + stops)
+    policy = LightPolicy(observation_space(32, grid, 2, 0), actions, lambda _: 1e-3)
+    seen = random_observations(1)
+    seen["embedding"] = torch.randn(1, 32, grid, grid)
+    with torch.no_grad():
+        before, _ = policy.outputs_and_values(seen)
+        seen["maps"][..., -8:, :8] = 255 - seen["maps"][..., -8:, :8]
+        change = (policy.outputs_and_values(seen)[0] - before)[0].abs()
+    assert before.shape == (1, actions.n)
+    moved = change[: grid**2].view(grid, grid) > 1e-7
+    assert moved[-1, 0]
+    assert not moved[0].any()
+
+
+def test_embeddings_are_normed_as_they_always_were() -> None:
+    """The light layer's shortcut equals the 1x1 convolution of normed channels, outside the image too."""
+    layer = _NormedLinear(32, 8)
+    embedding = 0.09 * torch.randn(2, 32, G, G) + 0.05
+    embedding[0, :, 0] = 0
+    expected = torch.nn.functional.conv2d(_ChannelNorm()(embedding), layer.weight, layer.bias)
+    torch.testing.assert_close(layer(embedding), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_begins_near_uniform_choice(small: dict[str, Any]) -> None:
     with torch.no_grad():
         logits, values = build(small).policy.outputs_and_values(random_observations(4))
@@ -243,10 +289,11 @@ def test_begins_near_uniform_choice(small: dict[str, Any]) -> None:
     assert values.abs().max() < 0.5
 
 
+@pytest.mark.parametrize("kind", POLICIES)
 @pytest.mark.parametrize("space", [spaces.Box(-1, 1, (4,)), spaces.Discrete(STOP), spaces.Discrete(2 * 8 * 8 + 1)])
-def test_refuses_other_actions(space: spaces.Space) -> None:
-    with pytest.raises(ValueError, match=r"Discrete\(513\) is needed, got"):
-        SpatialPolicy(observation_space(32, G, 2, 0), space, lambda _: 1e-3)
+def test_refuses_other_actions(space: spaces.Space, kind: type[SpatialPolicy]) -> None:
+    with pytest.raises(ValueError, match=rf"{kind.__name__} acts on the grid: Discrete\(513\) is needed, got"):
+        kind(observation_space(32, G, 2, 0), space, lambda _: 1e-3)
 
 
 def test_stop_begins_as_likely_as_asked() -> None:

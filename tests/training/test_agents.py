@@ -23,7 +23,7 @@ from sb3_contrib import MaskablePPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sam_gym.envs import engine as engine_module
-from sam_gym.evaluation import evaluate_entries
+from sam_gym.evaluation import evaluate_entries, report
 from sam_gym.prompters import centre
 from sam_gym.registration import env_ids
 from sam_gym.training import Arguments, Training, read_recipe, recipe_names
@@ -105,6 +105,18 @@ def test_record(finished: tuple[Path, subprocess.CompletedProcess]) -> None:
         assert entry["checkpoint"].startswith("tiny_random-")
         assert len(entry["iou_after_prompts"]) == 6
     assert all(seconds > 0 for seconds in record["seconds"].values())
+    assert (record["quick"], record["arguments"]["attention"]) == (False, "foveated")
+    assert record["table"] == {"split": "test", "attention": "full", "precision": "exact"}
+    shares = {
+        "clone": ["environment", "fits", "teacher"], "ppo": ["learning", "rollout", "rollout/environment"],
+        "table": ["decoder", "encoder", "prompters and measuring"],
+    }  # fmt: skip
+    for stage, parts in shares.items():
+        timing = record["timing"][stage]
+        assert sorted({*timing["shares"]} - {"policy"}) == parts
+        assert sum(share for part, share in timing["shares"].items() if "/" not in part) == pytest.approx(1, abs=0.01)
+        assert timing["steps_a_second"] == pytest.approx(timing["steps"] / timing["seconds"], rel=0.01)
+    assert [record["timing"][stage]["steps"] for stage in ("clone", "ppo")] == [24, 32]
     # three evaluations between rounds of 8 steps, then two between rollouts of 16
     points = [(point["stage"], point["stage_timesteps"], point["timesteps"]) for point in record["points"]]
     assert points == [("clone", n, n) for n in (8, 16, 24)] + [("ppo", n, 24 + n) for n in (16, 32)]
@@ -127,8 +139,61 @@ def test_table_and_what_is_printed(finished: tuple[Path, subprocess.CompletedPro
         r"clone +8 steps: validation IoU 0\.\d+ -> 0\.\d+ \(gain [+-]0\.\d+, [\d.]+ prompts\)", done.stdout
     )
     assert done.stdout.rstrip().endswith(f"everything is in {folder}")
+    assert "attention full, exact" in done.stdout
+    assert "quick" not in done.stdout.lower()
+    rate = r"in \d+ s, [\d.,]+ a second: "
+    for line in (
+        rf"cloning: 24 states {rate}environment \d+ % \([\d.,]+/s\); .*fits \d+ %",
+        rf"PPO: 32 steps {rate}rollout \d+ % .*, of which environment \d+ %; learning \d+ %",
+        rf"held-out table: \d+ masks {rate}",
+    ):
+        assert re.search(line, done.stdout), line
     # a log is not flooded: each of ten bars begins, ends, and comes back after a line of text
     assert len(done.stderr.replace("\r", "\n").split("\n")) < 80
+
+
+def test_a_quick_run_is_marked_everywhere(
+    config: Path, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It sets what was not given; and whatever an agent is trained with, the table is full and exact."""
+    titles: list[str] = []
+    plot = report.plot_learning
+    monkeypatch.setattr(report, "plot_learning", lambda *a: (titles.append(a[-1]), plot(*a))[1])
+    monkeypatch.chdir(tmp_path)
+    given = ["--quick", "--precision", "fast", "--clone-steps", "8", "--test-objects", "2"]
+    assert script("train_ppo.py", *TINY, "--config", config, *given) is None
+    (folder,) = (tmp_path / "runs").glob(f"{ENV_ID}-quick-seed0-*")
+    state = state_of(folder)
+    assert state["config"]["clone"]["total_timesteps"] == 8
+    assert state["config"]["n_timesteps"] == 32  # the recipe has fewer than --quick would take
+    counts = [state["arguments"][name] for name in ("eval_objects", "evaluations", "test_objects")]
+    assert counts == [27, 1, 2]
+    record = json.loads((folder / "record.json").read_text())
+    assert record["quick"] is True
+    assert record["table"] == {"split": "test", "attention": "full", "precision": "exact"}
+    assert {entry["precision"] for entry in record["evaluation"]} == {"exact"}
+    assert not any("attention" in entry for entry in record["evaluation"])  # which says that it is full
+    mark = "QUICK RUN, NO RESULT"
+    assert titles[0].endswith(mark)
+    assert mark in (folder / "table.md").read_text()
+    said = capsys.readouterr().out.rstrip()
+    assert said.split("\n")[-1].startswith(mark)
+    assert f"{mark})" in " ".join(said.split())  # over the table, where lines are broken
+
+
+def test_a_run_of_an_older_version_goes_on_as_it_was(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    few: dict[str, Any] = {"eval_objects": 2, "test_objects": 2}
+    Training.open(
+        Arguments(env=ENV_ID, config=str(config), checkpoint="tiny_random", device="cpu", run_dir=folder, **few)
+    )
+    state = state_of(folder)
+    assert (state["arguments"].pop("attention"), state.pop("quick"), state.pop("timing")) == ("foveated", False, {})
+    (folder / "state.json").write_text(json.dumps(state))
+    run = Training.open(Arguments(resume=folder))
+    assert (run.train.settings.attention, run.val.settings.attention, run.mark) == ("full", "full", "")
+    run.clone()
+    assert state_of(folder)["timing"]["clone"]["steps"] == 24
 
 
 def test_tensorboard(finished: tuple[Path, subprocess.CompletedProcess]) -> None:
@@ -153,7 +218,7 @@ def test_evaluate_repeats_the_table(
     finished: tuple[Path, subprocess.CompletedProcess], script: Script, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = finished[0]
-    arguments = [folder / "model.zip", *TINY, "--objects", "4", "--out", tmp_path / "out"]
+    arguments = [folder / "model.zip", *TINY, "--precision", "exact", "--objects", "4", "--out", tmp_path / "out"]
     assert script("evaluate.py", *arguments) is None
     theirs, ours = (json.loads((f / "record.json").read_text())["evaluation"] for f in (folder, tmp_path / "out"))
     for entry in (*theirs, *ours):
@@ -294,7 +359,7 @@ BAD_CONFIGS = {
     "unknown entry 'rounds'": {ENV_ID: {**SECTION, "clone": {"rounds": 3}}},
     "'gamma' is missing": {ENV_ID: {name: value for name, value in SECTION.items() if name != "gamma"}},
     f"section {ENV_ID}, clone: names and values are needed, got None": {ENV_ID: {**SECTION, "clone": None}},
-    "unknown policy 'MlpPolicy'; did you mean 'BoxPolicy'?": {ENV_ID: {**SECTION, "policy": "MlpPolicy"}},
+    "unknown policy 'MlpPolicy'; did you mean 'LightPolicy'?": {ENV_ID: {**SECTION, "policy": "MlpPolicy"}},
     f"has no section for '{ENV_ID}'; it has SamPrompt-ISBI-v0": {"SamPrompt-ISBI-v0": SECTION},
     f"has no section for '{ENV_ID}'; it has none": "text",
 }
