@@ -54,6 +54,8 @@ SMALLEST = {"DSB": 50}
 """Smallest objects in px, where it is not the environments' default."""
 CLICKS = 5
 AGENTS = ("ISBI", "VNCMitochondria", "DSB")
+HELD_OUT = 200
+"""So many held-out objects at most, evenly spread."""
 TOGETHER = 16
 """Objects that are followed side by side."""
 
@@ -208,6 +210,10 @@ VARIANTS: dict[str, tuple[type[Fovea], dict[str, Any]]] = {
     "windows of 16 cells at least": (Fovea, {"SIDES": tuple(side for side in fovea.SIDES if side >= 16)}),
     "windows above 16 cells coarse": (Fovea, {"LARGEST_FINE": 16}),
     "mean of positional codes": (MeanCodes, {}),
+    "windows of 16 to 60 cells, all fine, 8 x 8 blocks, mean of codes": (
+        MeanCodes,
+        {"SIDES": tuple(range(16, 64, 4)), "BLOCKS": 8, "LARGEST_FINE": 64},
+    ),
 }
 """Name -> class, and constants of `sam_gym.sam.fovea`."""
 
@@ -246,7 +252,8 @@ def agents(arguments: Arguments) -> dict[str, Any]:
                 env = make_evaluation_env(env_id, "test", data="real", attention=attention, precision="exact")
                 encode_images(env.backend, [env.data])
                 agent = ModelPrompter(load_model(run / "model.zip", env.single_action_space))
-                record = evaluate_stored(agent, env, run / f"{attention}.npz", name=f"{dataset} {seed}, {attention}")
+                name = f"{dataset}, seed {seed}, {attention}"
+                record, _ = evaluate_stored(agent, name, env, run / f"{attention}.json", max_objects=HELD_OUT)
                 finals.setdefault(dataset, {}).setdefault(attention, []).append(record.iou[:, -1])
                 firsts[dataset] = record.iou[:, 0]
     rows = {}

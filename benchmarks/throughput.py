@@ -317,26 +317,34 @@ def growth(bench: Bench) -> Iterable[Row]:
 
 
 def gpu(bench: Bench) -> Iterable[Row]:
-    """Decodes on a GPU, in bfloat16."""
+    """Decodes on a GPU, in bfloat16, full and foveated."""
     if not torch.cuda.is_available():
-        for n in GPU_BATCHES:
-            yield Row("GPU", "SamBackend fast", n, float("nan"), "", note="no GPU on this machine")
+        for method in ("SamBackend fast", "SamBackend fast, foveated"):
+            for n in GPU_BATCHES:
+                yield Row("GPU", method, n, float("nan"), "", note="no GPU on this machine")
         return
     backend = SamBackend(bench.arguments.checkpoint, "cuda", "fast")
     handles = backend.encode([bench.data.image(i) for i in range(IMAGES)])
 
-    def run(n: int, prompts: PromptBatch) -> None:
+    windows = [backend.window(handle, view_of(box, PromptSettings.view_scale))
+               for handle, box in zip(handles, bench.boxes, strict=True)]  # fmt: skip
+
+    def full(n: int, prompts: PromptBatch) -> None:
         backend.decode([handles[i % IMAGES] for i in range(n)], prompts)
         torch.cuda.synchronize()
 
-    for n in GPU_BATCHES:
-        torch.cuda.reset_peak_memory_stats()
-        prompts = bench.clicks(n, 2)
-        values = take_turns({"": lambda n=n, p=prompts: run(n, p)}, bench.arguments.repeats, f"GPU, N = {n}")[""]
-        seconds = float(np.median(values))
-        flops, memory = n / seconds * FLOPS_PER_PROMPT / 1e12, torch.cuda.max_memory_allocated() / 2**30
-        note = f"{n / seconds:.0f} prompts/s, {flops:.1f} TFLOP/s by the stock decoder's count, {memory:.2f} GiB"
-        yield Row("GPU", "SamBackend fast", n, seconds / n * 1e3, "ms/prompt", note=note)
+    def foveated(n: int, prompts: PromptBatch) -> None:
+        backend.decode_windows([windows[i % IMAGES] for i in range(n)], prompts)
+        torch.cuda.synchronize()
+
+    for method, run in (("SamBackend fast", full), ("SamBackend fast, foveated", foveated)):
+        for n in GPU_BATCHES:
+            torch.cuda.reset_peak_memory_stats()
+            turn = partial(run, n, bench.clicks(n, 2))
+            seconds = float(np.median(take_turns({"": turn}, bench.arguments.repeats, f"{method}, N = {n}")[""]))
+            flops, memory = n / seconds * FLOPS_PER_PROMPT / 1e12, torch.cuda.max_memory_allocated() / 2**30
+            note = f"{n / seconds:.0f} prompts/s, {flops:.1f} TFLOP/s by the stock decoder's count, {memory:.2f} GiB"
+            yield Row("GPU", method, n, seconds / n * 1e3, "ms/prompt", note=note)
 
 
 SECTIONS: dict[str, Callable[[Bench], Iterable[Row]]] = {

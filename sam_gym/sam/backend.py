@@ -6,13 +6,10 @@ the same checkpoint and device (`get_backend`), so images are encoded once howev
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
-from sam_gym._utils.devices import resolve_device
+from sam_gym._utils.devices import resolve_device, resolve_precision
 from sam_gym._utils.fetching import embeddings_dir
 from sam_gym.sam.cache import EmbeddingCache, content_key
 from sam_gym.sam.checkpoints import load_sam
@@ -30,15 +27,15 @@ from sam_gym.sam.fovea import Fovea, Window, examine_windows
 from sam_gym.sam.masks import Masks, WindowMasks, examine, join, upscale
 from sam_gym.sam.official import OfficialDecoder
 from sam_gym.sam.prompts import PromptBatch
+from sam_gym.sam.workers import in_parallel
 
 GPU_MICRO_BATCH = 64
 """Masks decoded together on a GPU. On a CPU each mask is decoded by itself, which is quicker there and makes its
 result independent, to the last bit, of what else was in the call."""
 
 WINDOW_BATCH = 8
-"""Windows decoded together, of any sides; measured, see docs/results/fovea.md."""
+"""Windows, of any sides, whose tokens are worked on together on a CPU: one thread's share of sixteen."""
 
-Made = TypeVar("Made", Masks, WindowMasks)
 
 CACHE_BYTES = 2**30
 """Memory for embeddings where nothing else is asked for."""
@@ -99,7 +96,7 @@ class SamBackend:
     ) -> None:
         self.checkpoint = checkpoint
         self.device = resolve_device(device)
-        self.precision = _resolve_precision(precision, self.device)
+        self.precision = resolve_precision(precision, self.device)
         self.sam = load_sam(checkpoint).to(self.device)
         self._settings = (checkpoint, str(self.device), self.precision, cache_bytes, micro_batch, disk_cache)
         self.micro_batch = micro_batch or (1 if self.device.type == "cpu" else GPU_MICRO_BATCH)
@@ -235,18 +232,7 @@ class SamBackend:
             measured, kept = examine(logits, self._side, sizes, here, boxes=statistics, keep=full)
             return Masks(logits, quality, measured, kept or None)
 
-        return join(self._in_parallel(part, range(0, len(prompts), self.micro_batch)))
-
-    def _in_parallel(self, part: Callable[..., Made], jobs: Sequence[Any]) -> list[Made]:
-        """What `part` makes of each job, in order; on a CPU each is done by one of its threads."""
-        if self.device.type != "cpu":
-            return [part(job) for job in jobs]
-        threads = torch.get_num_threads()
-        workers = _workers(os.getpid(), threads)
-        if len(jobs) > 1 or threads == 1:
-            return list(workers.map(part, jobs))
-        lone = _workers(os.getpid(), 1).submit(part, jobs[0], each=workers.map)  # by parts of its cells
-        return [lone.result()]
+        return join(in_parallel(self.device, part, range(0, len(prompts), self.micro_batch)))
 
     @torch.no_grad()
     def window(self, embedding: ImageEmbedding, view: ArrayLike) -> Window:
@@ -283,7 +269,7 @@ class SamBackend:
     ) -> WindowMasks:
         """Masks for N prompts, each looked for in a window only: nearly those of `decode`, many times quicker.
 
-        Eight are decoded together, on a CPU by one thread. So a mask does not depend on the number of threads; on its
+        On a CPU eight are decoded together, by one thread. So a mask does not depend on the number of threads; on its
         company it may depend in the last bits.
 
         Args:
@@ -328,9 +314,9 @@ class SamBackend:
 
         # The largest windows are dealt first, so that all batches have about as much to do
         order = sorted(range(len(windows)), key=lambda row: -len(windows[row].cells))
-        batches = -(-len(order) // WINDOW_BATCH)
+        batches = -(-len(order) // (WINDOW_BATCH if self.device.type == "cpu" else self.micro_batch))
         jobs = [order[batch::batches] for batch in range(batches)]
-        made = self._in_parallel(part, jobs)
+        made = in_parallel(self.device, part, jobs)
         return WindowMasks.join(made, [row for job in jobs for row in job])
 
     def _check_previous(
@@ -401,22 +387,5 @@ def get_backend(checkpoint: str = "mobile_sam", device: str = "auto", precision:
     Its embeddings are kept in the folder `sam_gym._utils.fetching.embeddings_dir()`, if there is one.
     """
     resolved = resolve_device(device)
-    precision = _resolve_precision(precision, resolved)
+    precision = resolve_precision(precision, resolved)
     return _shared_backend(str(checkpoint), str(resolved), precision, CACHE_BYTES, None, embeddings_dir())
-
-
-def _resolve_precision(precision: str, device: torch.device) -> str:
-    if precision not in ("exact", "fast", "auto", "official"):
-        raise ValueError(f"precision {precision!r} is unknown; choose 'exact', 'fast', 'auto' or 'official'")
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "fast" if torch.cuda.is_bf16_supported(including_emulation=False) else "exact"
-    return "fast" if torch.cpu._is_avx512_bf16_supported() else "exact"
-
-
-@lru_cache(maxsize=4)
-def _workers(process: int, count: int) -> ThreadPoolExecutor:
-    """Decoding threads with one compute thread each; a forked child (another pid) gets its own."""
-    # The decoder is many small operations: two masks side by side are quicker than each split over two cores.
-    return ThreadPoolExecutor(count, "sam-decoder", initializer=lambda: torch.set_num_threads(1))

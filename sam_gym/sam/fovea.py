@@ -28,8 +28,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sam_gym.sam.cache import EmbeddingCache
-from sam_gym.sam.decoder import BatchedDecoder, Told, arranged, mask_patches, place_code, put_together, visit
+from sam_gym.sam.decoder import BatchedDecoder, Told, arranged, mask_patches, put_together, visit
 from sam_gym.sam.masks import Statistics, axis_matrix, measure
+from sam_gym.sam.prompt_tokens import place_code
 
 if TYPE_CHECKING:
     from sam_gym.sam.backend import ImageEmbedding
