@@ -17,7 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,13 +27,13 @@ import numpy as np
 import torch
 import tyro
 from gymnasium.vector import SyncVectorEnv
-from loop_env import LoopEnv, look_at
-from numpy.typing import NDArray
+from loop_env import LoopEnv
 from rich.console import Console
 from rich.table import Table
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer
 from trainings import command
 from turns import HEAD, IMAGES, Bench, Row, Timed, compared, quartiles, take_turns
+from windows import fovea
 
 import sam_gym  # noqa: F401  (registers the environments)
 from sam_gym._utils.boxes import noisy_box
@@ -66,6 +66,8 @@ class Arguments:
     """SAM weights: a name or a file."""
     repeats: int = 9
     """Turns per section; medians are over them."""
+    exact_only: bool = False
+    """Leave out "fast" in the sections fovea, env and overhead: without bfloat16 in hardware it takes forever."""
     machine: str = ""
     """What the machine is called in the names of the stored files, where it is not the one of the published tables."""
     data: str = "real"
@@ -99,60 +101,6 @@ def _prompts(bench: Bench, section: str, n: int) -> Iterable[Row]:
     return rows
 
 
-def fovea(bench: Bench) -> Iterable[Row]:
-    """A box, three clicks and a mask prompt on each of sixteen images, one thread, masks at full size out."""
-    n, threads = IMAGES, torch.get_num_threads()
-    rng = np.random.default_rng(0)
-    prompts = PromptBatch.from_lists(
-        boxes=bench.boxes, points=[rng.uniform(box[:2], box[2:], (3, 2)) for box in bench.boxes], labels=[[1, 0, 1]] * n
-    )
-    views = [view_of(box, PromptSettings.view_scale) for box in bench.boxes]
-    first = bench.exact.decode(bench.handles, PromptBatch.from_lists(boxes=bench.boxes)).logits[:, 0]
-    fed = replace(prompts, mask_logits=first, has_mask=np.ones(n, np.bool_))
-    methods: dict[str, Callable[[], list[NDArray[np.bool_]]]] = {
-        "loop over SamPredictor, cached features": lambda: _predicted(bench, prompts, first),
-        "SamBackend exact": lambda: [
-            mask[0].numpy() for mask in bench.exact.decode(bench.handles, fed, full=True).full
-        ],
-    }
-    for name, backend in (("exact", bench.exact), ("fast", bench.fast)):
-        windows = [backend.window(*pair) for pair in zip(backend.encode(bench.images), views, strict=True)]
-        before = [backend.decode_windows([one], PromptBatch.from_lists(boxes=[box])).logits[0][0]
-                  for one, box in zip(windows, bench.boxes, strict=True)]  # fmt: skip
-
-        def foveated(backend: SamBackend = backend, windows: Any = windows, before: Any = before) -> list[Any]:
-            return [mask[0].numpy() for mask in backend.decode_windows(windows, prompts, before, full=True).full or ()]
-
-        methods[f"SamBackend {name}, foveated"] = foveated
-    torch.set_num_threads(1)
-    try:
-        reference = methods["loop over SamPredictor, cached features"]()
-        masks = [method() for method in list(methods.values())[1:]]
-        seconds = take_turns(methods, bench.arguments.repeats, "box, 3 clicks, mask")
-    finally:
-        torch.set_num_threads(threads)
-    rows = compared("box, 3 clicks, mask prompt; one thread", n, seconds, n, "ms/prompt")
-    for row, made in zip(rows[1:], masks, strict=True):
-        overlaps = [(a & b).sum() / max((a | b).sum(), 1) for a, b in zip(made, reference, strict=True)]
-        row.note = f"IoU with SamPredictor's masks {np.mean(overlaps):.4f} mean"
-    sides = [window.side for window in windows]
-    rows[-1].note += ", windows: " + ", ".join(f"{sides.count(side)} of {side}" for side in sorted(set(sides)))
-    return rows
-
-
-def _predicted(bench: Bench, prompts: PromptBatch, masks: torch.Tensor) -> list[NDArray[np.bool_]]:
-    """Masks at full size by SamPredictor, image after image."""
-    made = []
-    for i, mask in enumerate(masks.numpy()):
-        look_at(bench.predictor, bench.handles[i], bench.features[i])
-        made.append(
-            bench.predictor.predict(
-                prompts.points[i], prompts.labels[i], prompts.boxes[i], mask[None], multimask_output=False
-            )[0][0]
-        )
-    return made
-
-
 def vector_env(bench: Bench, n: int, precision: str, **more: Any) -> Any:
     """The environment, its images encoded."""
     env = gymnasium.make_vec(
@@ -176,6 +124,8 @@ def env_steps(bench: Bench) -> Iterable[Row]:
         "SamPromptVectorEnv exact, foveated": vector_env(bench, n, "exact", attention="foveated"),
         "SamPromptVectorEnv fast, foveated": vector_env(bench, n, "fast", attention="foveated"),
     }
+    if bench.arguments.exact_only:
+        envs = {name: env for name, env in envs.items() if "fast" not in name}
     methods = {}
     rng = np.random.default_rng(0)
     for name, env in envs.items():
@@ -199,6 +149,8 @@ def overhead(bench: Bench) -> Iterable[Row]:
         ("exact", "full", "full"), ("fast", "full", "full"), ("fast", "reference", "full"),
         ("exact", "full", "foveated"), ("exact", "reference", "foveated"),
     ):  # fmt: skip
+        if precision == "fast" and bench.arguments.exact_only:
+            continue
         env = vector_env(bench, n, precision, observation=observation, attention=attention)
         backend, foveated = env.backend, attention == "foveated"
         calls, model = ("decode_windows", "_fovea") if foveated else ("decode", "_decoder")
