@@ -122,7 +122,7 @@ def _run(prompter: Prompter, env: EngineVectorEnv, start: int, boxes: Sequence[S
     observations = env.begin_rows({i: {"image": 0, "object": start + i + 1, "cue": box} for i, box in enumerate(boxes)})
     running = np.arange(len(boxes))
     while len(running):
-        observations = env.step_rows(running, prompter(observations, env)[running])
+        observations, _ = env.step_rows(running, prompter(observations, env)[running])
         running = running[~env.episodes.terminated[running]]
     estimates = observations["state"][:, STATE.index("predicted_iou")]
     return [_segment(env, row, float(estimates[row])) for row in range(len(boxes))]

@@ -96,9 +96,8 @@ class Agreement:
             (n,) float64 in [0, 1]; 0 for empty masks.
         """
         regions: list[_Regions] = []
-        for scene, one in zip(
-            scenes, logits, strict=True
-        ):  # one by one, so that rounding does not depend on who else is there
+        # One by one, so that rounding does not depend on who else is there
+        for scene, one in zip(scenes, logits, strict=True):
             inside = scene.sampling.inside[0]
             mask = (sampled(one[None], scene.sampling)[0] > 0) & inside
             ring = _grown(mask, max(1, round(RING * len(mask)))) & inside & ~mask

@@ -60,7 +60,7 @@ class Attention(ABC):
         seen: Sequence[Any],
         prompts: PromptBatch,
         previous: Previous,
-        truths: Sequence[Tensor] | None,
+        truths: Truths,
         boxes: bool,
     ) -> Masks | WindowMasks:
         """The one decode call of a step.

@@ -210,10 +210,14 @@ class EngineVectorEnv(EpisodeInterface, VectorEnv):
         self.engine.begin({row: self.engine.pose(self.np_random[row], one) for row, one in requests.items()})
         return self.engine.observations()
 
-    def step_rows(self, rows: NDArray[np.intp], actions: NDArray) -> dict[str, NDArray]:
-        """Act in some rows only; `episodes.terminated` says which have ended. Returns the observations of all rows."""
-        self.engine.step(rows, actions, dict)
-        return self.engine.observations()
+    def step_rows(self, rows: NDArray[np.intp], actions: NDArray) -> tuple[dict[str, NDArray], NDArray[np.float64]]:
+        """Act in some rows only; `episodes.terminated` says which have ended.
+
+        Returns:
+            The observations of all rows, and the rewards of `rows`.
+        """
+        rewards, _ = self.engine.step(rows, actions, dict)
+        return self.engine.observations(), rewards
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(N, actions) bool: False where an action would be pointless; discrete action modes only."""

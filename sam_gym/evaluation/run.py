@@ -209,7 +209,9 @@ def _evaluate(
             actions = np.asarray(prompter(observations, env))
             log.share_decodes(current, np.ones(n, np.bool_), backend.masks_decoded - decoded)
             acting = current >= 0
-            observations, rewards = _step(env, np.flatnonzero(acting), actions)
+            if len(actions) != n:
+                raise ValueError(f"{len(actions)} actions for {n} environments")
+            observations, rewards = env.step_rows(np.flatnonzero(acting), actions[acting])
             log.reward(current[acting], rewards)
             log.note(current, acting)
             ended = acting & _ended(env)
@@ -218,16 +220,6 @@ def _evaluate(
     seconds = round(time.perf_counter() - started, 1)
     provenance = evaluation_provenance(prompter, env, cases)
     return Record(name, cases=cases, provenance=provenance, seconds=seconds, **log.columns())
-
-
-def _step(
-    env: EngineVectorEnv, rows: NDArray[np.intp], actions: NDArray
-) -> tuple[dict[str, NDArray], NDArray[np.float64]]:
-    """Act in some rows, and let the others rest; what all observe, and the rewards of `rows`."""
-    if len(actions) != env.num_envs:
-        raise ValueError(f"{len(actions)} actions for {env.num_envs} environments")
-    rewards, _ = env.engine.step(rows, actions[rows], dict)
-    return env.observations(), rewards
 
 
 def _ended(env: EngineVectorEnv) -> NDArray[np.bool_]:

@@ -36,7 +36,6 @@ result independent, to the last bit, of what else was in the call."""
 WINDOW_BATCH = 8
 """Windows, of any sides, whose tokens are worked on together on a CPU: one thread's share of sixteen."""
 
-
 CACHE_BYTES = 2**30
 """Memory for embeddings where nothing else is asked for."""
 
