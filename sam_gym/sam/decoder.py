@@ -214,7 +214,7 @@ def mask_patches(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Told:
-    """What tokens tell image cells in one layer, for `visit`: all that does not depend on the cells.
+    """What tokens tell image cells in one layer, for `score`: all that does not depend on the cells.
 
     Attributes:
         probe: (N, TH, C), whose product with a placed cell, and `offset`, is the score of a token in one of H heads.
@@ -244,8 +244,8 @@ class Told:
         told = told + attention.out_proj.bias / heads  # a cell's weights over tokens sum to 1 in each head
         return cls(probe.flatten(1, 2), offset.flatten(1, 2), told.flatten(1, 2), heads, norm)
 
-    def at(self, rows: list[int], count: int) -> Told:
-        """Of some images, by the first so many pairs of a token and a head."""
+    def at(self, rows: slice | list[int], count: int) -> Told:
+        """Of some images, by the first so many pairs of a token and a head; views where rows are a slice."""
         return Told(self.probe[rows, :count], self.offset[rows, :count], self.told[rows, :count], self.heads, self.norm)
 
     def heard(self, cells: Tensor, placed: Tensor) -> Tensor:
@@ -263,13 +263,13 @@ class Read(NamedTuple):
     sums: Tensor
 
 
-def visit(
+def score(
     cells: Tensor, position: Tensor, told: Told | None, probe: Tensor, log_counts: Tensor | None = None
-) -> tuple[Tensor, Read]:
-    """Cells (N, L, C) hear what they are told, and then are read.
+) -> tuple[Tensor, Tensor]:
+    """Cells (N, L, C) hear what they are told, and then are scored.
 
     Args:
-        cells: Of one part.
+        cells: Of a part of the image, or of all of it.
         position: Their positional codes, (1 or N, L, C).
         told: By the tokens in the layer before, None in the first one.
         probe: (N, TH, C), whose products with placed cells are the scores of tokens that read.
@@ -277,12 +277,25 @@ def visit(
             is read as n equal ones would be.
 
     Returns:
-        The cells, and what is read of them.
+        The cells, and scores (N, TH, L).
     """
     if told is not None:
         cells = told.heard(cells, cells + position)
     placed = (cells + position).transpose(1, 2)
-    scores = torch.bmm(probe, placed) if log_counts is None else torch.baddbmm(log_counts[:, None], probe, placed)
+    return cells, torch.bmm(probe, placed) if log_counts is None else torch.baddbmm(log_counts[:, None], probe, placed)
+
+
+def visit(
+    cells: Tensor, position: Tensor, told: Told | None, probe: Tensor, log_counts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """All cells hear and are scored as `score` has it, then they are read: the cells, and (N, TH, C)."""
+    cells, scores = score(cells, position, told, probe, log_counts)
+    return cells, torch.bmm(scores.softmax(dim=-1), cells)
+
+
+def visit_part(cells: Tensor, position: Tensor, told: Told | None, probe: Tensor) -> tuple[Tensor, Read]:
+    """`visit` for one part of the cells; `put_together` makes of all parts what `visit` gives, up to rounding."""
+    cells, scores = score(cells, position, told, probe)
     peak = scores.detach().amax(dim=-1, keepdim=True)
     weights = (scores - peak).exp()
     return cells, Read(peak, weights.sum(dim=-1, keepdim=True), torch.bmm(weights, cells))
@@ -290,8 +303,6 @@ def visit(
 
 def put_together(parts: Sequence[Read]) -> Tensor:
     """(N, TH, C): what is read of all parts, as one softmax over their cells gives it up to rounding."""
-    if len(parts) == 1:
-        return parts[0].sums / parts[0].mass
     peaks, masses, sums = (torch.stack(one) for one in zip(*parts, strict=True))
     shares = (peaks - peaks.amax(dim=0)).exp()
     return (shares * sums).sum(dim=0) / (shares * masses).sum(dim=0)
@@ -312,7 +323,11 @@ class PartedCells:
 
     def visit(self, told: Told | None, probe: Tensor) -> Tensor:
         """See `Cells.visit`."""
-        visited = list(self._each(lambda one, position: visit(one, position, told, probe), self.parts, self._positions))
+        if len(self.parts) == 1:
+            self.parts[0], whole = visit(self.parts[0], self._positions[0], told, probe)
+            return whole
+        each = self._each(lambda one, position: visit_part(one, position, told, probe), self.parts, self._positions)
+        visited = list(each)
         self.parts = [cells for cells, _ in visited]
         return put_together([read for _, read in visited])
 

@@ -28,14 +28,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sam_gym.sam.cache import EmbeddingCache
-from sam_gym.sam.decoder import BatchedDecoder, Told, arranged, mask_patches, put_together, visit
+from sam_gym.sam.decoder import BatchedDecoder, Told, arranged, mask_patches, visit
 from sam_gym.sam.masks import Statistics, axis_matrix, measure
 from sam_gym.sam.prompt_tokens import place_code
 
 if TYPE_CHECKING:
     from sam_gym.sam.backend import ImageEmbedding
 
-SIDES = (8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 40, 48, 56)
+SIDES = (*range(6, 33), 40, 48, 56)
 """Sides of windows in cells; a view that none of them holds gets the whole image."""
 
 LARGEST_FINE = 32
@@ -228,17 +228,16 @@ class Fovea:
         tokens, absent = decoder.tokens(points, labels, boxes)
         present = [tokens.shape[1]] * len(windows) if absent is None else (~absent).sum(dim=1).tolist()
         given, heads = self._given(windows, mask_logits), decoder.decoder.transformer.num_heads
+        positions, log_counts = ([getattr(window, name) for window in windows] for name in ("positions", "log_counts"))
         groups = []
         for rows in self._together(windows):
-            cells = torch.stack([given[row] for row in rows])
-            positions = torch.stack([windows[row].positions for row in rows])
-            log_counts = torch.stack([windows[row].log_counts for row in rows])
-            groups.append(_Group(rows, cells, positions, log_counts, heads * max(present[row] for row in rows)))
+            held, places, shares = (_stacked([x[row] for row in rows]) for x in (given, positions, log_counts))
+            groups.append(_Group(rows, held, places, shares, heads * max(present[row] for row in rows)))
         hyper, quality = decoder.read_out(decoder.transform(tokens, WindowCells(groups), absent, multimask), multimask)
         logits: dict[int, Tensor] = {}
         for group in groups:
             n = windows[group.rows[0]].mask_size[0] // 4
-            made = arranged(decoder.upscale(group.cells[:, : n * n], hyper[group.rows]), (n, n))
+            made = arranged(decoder.upscale(group.cells[:, : n * n], hyper[group.index]), (n, n))
             logits.update(zip(group.rows, made, strict=True))
         return [logits[row] for row in range(len(windows))], quality
 
@@ -277,6 +276,11 @@ class _Group:
     log_counts: Tensor
     pairs: int
 
+    @property
+    def index(self) -> slice | list[int]:
+        """What picks its rows of a tensor; a view where it is but one."""
+        return slice(self.rows[0], self.rows[0] + 1) if len(self.rows) == 1 else self.rows
+
 
 class WindowCells:
     """The cells of windows, group by group."""
@@ -288,12 +292,16 @@ class WindowCells:
         """See `sam_gym.sam.decoder.Cells`; what absent tokens read is 0."""
         read = torch.zeros_like(probe)
         for group in self._groups:
-            rows, pairs = group.rows, min(group.pairs, probe.shape[1])
+            rows, pairs = group.index, min(group.pairs, probe.shape[1])
             heard = None if told is None else told.at(rows, group.pairs)
             asked = probe[rows, :pairs]
-            group.cells, found = visit(group.cells, group.positions, heard, asked, group.log_counts)
-            read[rows, :pairs] = put_together([found])
+            group.cells, read[rows, :pairs] = visit(group.cells, group.positions, heard, asked, group.log_counts)
         return read
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors as rows of one; a single one is not copied."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
 
 
 def _pooled(grid: Tensor, pool: int) -> Tensor:
