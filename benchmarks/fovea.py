@@ -208,7 +208,7 @@ VARIANTS: dict[str, tuple[type[Fovea], dict[str, Any]]] = {
     "8 x 8 blocks": (Fovea, {"BLOCKS": 8}),
     "16 x 16 blocks": (Fovea, {"BLOCKS": 16}),
     "windows of 16 cells at least": (Fovea, {"SIDES": tuple(side for side in fovea.SIDES if side >= 16)}),
-    "windows above 16 cells coarse": (Fovea, {"LARGEST_FINE": 16}),
+    "windows above 16 cells coarse": (Fovea, {"LARGEST_FINE": 16, "SIDES": (*range(6, 17), *range(18, 58, 2))}),
     "mean of positional codes": (MeanCodes, {}),
     "windows of 16 to 60 cells, all fine, 8 x 8 blocks, mean of codes": (
         MeanCodes,

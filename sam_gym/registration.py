@@ -13,7 +13,7 @@ OBJECTS = {
     "VNCMitochondria": "vnc-mitochondria",
     "WBC": "wbc-cell",
     "WBCNucleus": "wbc-nucleus",
-    "DSB": "dsb2018",
+    "DSB": "dsb2018-153",
     "Synthetic": "synthetic-em",
 }
 """Second part of an id -> name of the data set in `sam_gym.data.DATASETS`."""
@@ -25,10 +25,16 @@ CLASSES = {
     "VNCMitochondria": "vnc-mitochondria",
     "WBC": "wbc-cell",
     "WBCNucleus": "wbc-nucleus",
-    "DSB": "dsb2018",
+    "DSB": "dsb2018-153",
     "Synthetic": "synthetic-mitochondria",
 }
 """The same where the target is a class. Cells are missing: without the membranes they are all of a section."""
+
+VERSIONS = {"DSB": 1}
+"""Data sets whose environments are of a later version than their task; v0 of them has `EARLIER` images."""
+
+EARLIER = {"DSB": "dsb2018"}
+"""What version 0 has, where it is not the present one; still registered, and in no list."""
 
 # Keyword arguments of a data set's environments about single objects that differ from the environments' defaults.
 SETTINGS = {"DSB": {"min_area": 50}}  # px; the default of 200 would leave out 31 % of these nuclei
@@ -40,7 +46,7 @@ class Task:
 
     Attributes:
         name: The id's first part.
-        version: Its last.
+        version: Its last, where `VERSIONS` has no other.
         entry_point: The class, as "module:attribute".
         vector_entry_point: The class of vector environments.
         datasets: Second part of the id -> name of the data set.
@@ -56,7 +62,7 @@ class Task:
 
     def env_id(self, short: str) -> str:
         """The id for one of `datasets`."""
-        return f"{self.name}-{short}-v{self.version}"
+        return f"{self.name}-{short}-v{VERSIONS.get(short, self.version)}"
 
 
 def _task(name: str, version: int, classes: str, datasets: Mapping[str, str], settings: Mapping = SETTINGS) -> Task:
@@ -81,19 +87,19 @@ def env_ids() -> list[str]:
         SamPrompt-VNCMitochondria-v0
         SamPrompt-WBC-v0
         SamPrompt-WBCNucleus-v0
-        SamPrompt-DSB-v0
+        SamPrompt-DSB-v1
         SamPrompt-Synthetic-v0
         SamBoxRefine-ISBI-v0
         SamBoxRefine-VNCCells-v0
         SamBoxRefine-VNCMitochondria-v0
         SamBoxRefine-WBC-v0
         SamBoxRefine-WBCNucleus-v0
-        SamBoxRefine-DSB-v0
+        SamBoxRefine-DSB-v1
         SamBoxRefine-Synthetic-v0
         SamPromptSemantic-VNCMitochondria-v0
         SamPromptSemantic-WBC-v0
         SamPromptSemantic-WBCNucleus-v0
-        SamPromptSemantic-DSB-v0
+        SamPromptSemantic-DSB-v1
         SamPromptSemantic-Synthetic-v0
     """
     return [task.env_id(short) for task in TASKS for short in task.datasets]
@@ -103,8 +109,9 @@ def register_envs() -> None:
     """Make every id known to Gymnasium; calling it again changes nothing."""
     for task in TASKS:
         folder = FOLDER if task.datasets is OBJECTS else {}  # nobody says which class a folder shows
-        for short, dataset in {**task.datasets, **folder}.items():
-            name = task.env_id(short)
+        names = {task.env_id(short): (short, dataset) for short, dataset in {**task.datasets, **folder}.items()}
+        names |= {f"{task.name}-{short}-v0": (short, dataset) for short, dataset in EARLIER.items()}
+        for name, (short, dataset) in names.items():
             if name not in gymnasium.registry:
                 gymnasium.register(
                     id=name,

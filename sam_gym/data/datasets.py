@@ -30,6 +30,7 @@ DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
             wbc.CELL,
             wbc.NUCLEUS,
             dsb.SPEC,
+            dsb.LARGER_SPEC,
             synthetic.SPEC,
             synthetic_mitochondria.SPEC,
         )

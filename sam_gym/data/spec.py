@@ -71,17 +71,18 @@ class DatasetSpec:
         return not self.files or self.licence.startswith("CC0")
 
 
-def read_file_list(folder: str, base_url: str) -> tuple[FileRecord, ...]:
+def read_file_list(folder: str, base_url: str, listed: str = "") -> tuple[FileRecord, ...]:
     """The packaged list of the files in a folder, `sam_gym/data/<folder>.csv`.
 
     Args:
         folder: Name of the folder; each path in the list begins with it.
         base_url: What the URLs of all files have in common, up to a slash. The path within the folder follows it.
+        listed: Name of the list, where it is not the folder's.
 
     Returns:
         One record a file, in the list's order.
     """
-    text = resources.files("sam_gym.data").joinpath(f"{folder}.csv").read_text(encoding="utf-8")
+    text = resources.files("sam_gym.data").joinpath(f"{listed or folder}.csv").read_text(encoding="utf-8")
     _header, *rows = csv.reader(text.splitlines())
     return tuple(
         FileRecord(path, int(size), sha256, base_url + quote(path.removeprefix(f"{folder}/")))

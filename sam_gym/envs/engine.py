@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sam_gym._utils.boxes import clip_box
 from sam_gym.data import DATASETS, SegmentationData, load_data, load_whole_class
+from sam_gym.data.copies import with_copies
 from sam_gym.envs.agreement import Agreement, Scene, embed_text
 from sam_gym.envs.attention import ATTENTIONS
 from sam_gym.envs.decoded import Decoded
@@ -63,6 +64,7 @@ class PromptEngine:
         quality: IoU and Dice of the current masks against their objects, (N,) each.
         first_iou: (N,) IoU of the mask that each episode began with, 0 where there was none.
         text: What the target is, in words.
+        attention: What the decoder looks at.
         labeler: The recalibration module beside the episodes, where it labels the clicks; else None.
         text_embedding: (D,) float32, for tasks that show it to agents; else None.
     """
@@ -75,6 +77,7 @@ class PromptEngine:
             images = settings.choose(
                 load_whole_class(*which) if settings.whole_class else load_data(*which, settings.root, settings.shares)
             )
+            images = with_copies(images, settings.copies) if settings.copies else images
         self.data = images
         spec = DATASETS.get(settings.dataset)
         self.text = spec.text if spec else ""  # nobody says what the objects of a folder are
@@ -96,8 +99,8 @@ class PromptEngine:
         self._reward = parse_reward(settings.reward)
         self._agreement = Agreement(self.text, settings) if "clip" in self._reward else None
         self._agreed = np.zeros(n)
-        self._attention = ATTENTIONS[settings.attention](self.backend)
-        self._seen: list[Any] = [None] * n  # what `_attention` knows of each episode
+        self.attention = ATTENTIONS[settings.attention](self.backend)
+        self._seen: list[Any] = [None] * n  # what `attention` knows of each episode
         self._logits: list[Tensor | None] = [None] * n
         self._truths: list[Tensor | None] = [None] * n
         self._scenes: list[Scene | None] = [None] * n
@@ -212,9 +215,9 @@ class PromptEngine:
                     clicks = self.labeler.first_clicks(scene, (image.shape[0], image.shape[1]))
             episodes.give(i, NO_CLICKS if clicks is None else clicks)
             episodes.decoded[i] |= settings.has_cue
-        seen = [self._attention.look(*one) for one in zip(embeddings, episodes.view, strict=True)]
+        seen = [self.attention.look(*one) for one in zip(embeddings, episodes.view, strict=True)]
         scenes = [
-            self._agreement.scene(self.data.image(pose.image), view, embedding, self._attention.frame(one))
+            self._agreement.scene(self.data.image(pose.image), view, embedding, self.attention.frame(one))
             if self._agreement
             else None
             for pose, view, embedding, one in zip(fresh.values(), episodes.view, embeddings, seen, strict=True)
@@ -227,7 +230,7 @@ class PromptEngine:
 
         A new episode that begins with nothing has an empty mask that nobody decoded or measured.
         """
-        running, new, look = self.episodes, begun.episodes, self._attention
+        running, new, look = self.episodes, begun.episodes, self.attention
         asked = np.concatenate([np.ones(len(prompted), np.bool_), new.decoded])
 
         def those(held: list, staged: list) -> list:
@@ -273,7 +276,7 @@ class PromptEngine:
             self._scenes[row] = begun.scenes[i]
             if self.labeler is not None:
                 self.labeler.begin(row, _known(begun.label_scenes[i]))
-            frame, image = self._attention.frame(begun.seen[i]), self.data.image(int(begun.episodes.image[i]))
+            frame, image = self.attention.frame(begun.seen[i]), self.data.image(int(begun.episodes.image[i]))
             self._observer.begin(row, image, begun.embeddings[i], frame)
         self._update_masks(begun.rows, decoded, first=True)
         self._observer.count(begun.rows)
@@ -320,9 +323,13 @@ class PromptEngine:
             raise ValueError(f"action masks exist for discrete actions, not for {self.settings.action_mode!r}")
         return masks(self.episodes)
 
+    def present(self, row: int) -> tuple[Any, Tensor]:
+        """What `attention` knows of a row's episode, and its logits, which are not to be changed."""
+        return self._seen[row], _known(self._logits[row])
+
     def mask(self, row: int) -> NDArray[np.bool_]:
         """(H, W) bool, the current mask at full size."""
-        return self._attention.mask(self._seen[row], _known(self._logits[row])).cpu().numpy()
+        return self.attention.mask(self._seen[row], _known(self._logits[row])).cpu().numpy()
 
     def truth(self, row: int) -> NDArray[np.bool_]:
         """(H, W) bool, the object itself. For oracles and pictures; never for agents.
@@ -330,9 +337,13 @@ class PromptEngine:
         Raises:
             ValueError: The images have no truths.
         """
+        return self.truth_tensor(row).cpu().numpy()
+
+    def truth_tensor(self, row: int) -> Tensor:
+        """`truth` on the model's device; not to be changed."""
         if not self.data.labelled:
             raise ValueError(f"{self.data.name} has no truths: nothing can be measured, and oracles cannot act")
-        return _known(self._truths[row]).cpu().numpy()
+        return _known(self._truths[row])
 
 
 @dataclass

@@ -118,6 +118,10 @@ class Episodes:
         self.given_labels[row, : len(clicks)] = clicks[:, 2]
         self.decoded[row] = len(clicks) > 0
 
+    def at(self, rows: NDArray[np.intp]) -> Episodes:
+        """Copies of `rows`, of which each may stand there many times."""
+        return Episodes(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
     def put(self, rows: NDArray[np.intp], other: Episodes) -> None:
         """Write the rows of `other` over `rows`."""
         for field in fields(self):

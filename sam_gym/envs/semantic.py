@@ -109,7 +109,7 @@ class SamPromptSemanticEnv(EngineEnv):
     | SamPromptSemantic-VNCMitochondria-v0 | "mitochondrion"              | tiles of 512 x 512 px of sections of 1024 x 1024 |
     | SamPromptSemantic-WBC-v0           | "white blood cell"             | crops of blood smears, about 120 x 120 px   |
     | SamPromptSemantic-WBCNucleus-v0    | "nucleus of a white blood cell" | the same crops                             |
-    | SamPromptSemantic-DSB-v0           | "nucleus"                      | whole images, 256 x 256 to 1040 x 1388 px   |
+    | SamPromptSemantic-DSB-v1           | "nucleus"                      | whole images, 256 x 256 to 1040 x 1388 px   |
     | SamPromptSemantic-Synthetic-v0     | "mitochondrion"                | generated sections of 256 x 256 px          |
 
     Tiles and images without the class (with less than `min_area` px of it) are left out. There is no id for membranes:

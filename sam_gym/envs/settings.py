@@ -54,6 +54,7 @@ class Settings(ABC):
         root: Folder of images and masks, for dataset "folder" (`sam_gym.data.folder`).
         shares: Its percentages of images in "train", "val" and "test".
         clip: The CLIP of the reward "clip" (`sam_gym.semantics.models`).
+        copies: Altered copies beside each image of the training split (`sam_gym.data.copies`).
     """
 
     dataset: str = "isbi2012"
@@ -75,9 +76,10 @@ class Settings(ABC):
     root: str | None = None
     shares: Sequence[float] = (60, 20, 20)
     clip: str = "clip-micro"
+    copies: int = 0
 
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {
-        "grid": (2, 32), "max_prompts": (1, 100), "view_scale": (1, 20),
+        "grid": (2, 32), "max_prompts": (1, 100), "view_scale": (1, 20), "copies": (0, 20),
     }  # fmt: skip
     """Smallest and largest value of numbers."""
 
@@ -122,7 +124,7 @@ class Settings(ABC):
         for name, (low, high) in self.limits.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}={getattr(self, name)} is outside {low:g}..{high:g}")
-        for name in ("grid", "max_prompts"):
+        for name in ("grid", "max_prompts", "copies"):
             if not isinstance(getattr(self, name), int):
                 raise ValueError(f"{name}={getattr(self, name)} is not an integer")
         if not np.isfinite(self.prompt_cost):

@@ -12,6 +12,7 @@ from sam_gym.prompters.oracle import (
     tight_boxes,
 )
 from sam_gym.prompters.prompter import Prompter
+from sam_gym.prompters.search import SearchPrompter, candidate_clicks, tried_iou
 from sam_gym.prompters.table import PROMPTERS, baselines
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "IterativeBox",
     "Prompter",
     "RandomPrompter",
+    "SearchPrompter",
     "baselines",
     "box_only",
+    "candidate_clicks",
     "centre",
     "change_rate",
     "click_scores",
@@ -30,5 +33,6 @@ __all__ = [
     "oracle_cells",
     "oracle_clicks",
     "tight_boxes",
+    "tried_iou",
     "uncertainty",
 ]

@@ -10,6 +10,7 @@ from sam_gym.prompters.blind import RandomPrompter, box_only, centre
 from sam_gym.prompters.mask import IterativeBox, uncertainty
 from sam_gym.prompters.oracle import oracle_box, oracle_cells, oracle_clicks
 from sam_gym.prompters.prompter import Prompter
+from sam_gym.prompters.search import SearchPrompter
 
 if TYPE_CHECKING:
     from sam_gym.envs.settings import Settings
@@ -21,19 +22,24 @@ PROMPTERS: dict[str, dict[str, Callable[[int], Prompter]]] = {
         **_ANY,
         "centre": lambda seed: centre,
         "uncertainty": lambda seed: uncertainty,
+        "oracle search": SearchPrompter,
         "oracle clicks": lambda seed: oracle_clicks,
     },
     "cells": {**_ANY, "oracle cells": lambda seed: oracle_cells},
     "continuous": {**_ANY, "oracle box": lambda seed: oracle_box},
     "discrete": {**_ANY, "iterative box": lambda seed: IterativeBox(), "oracle box": lambda seed: oracle_box},
 }
-"""Baselines by action mode ("cells": "grid" with a labeler) and name: seed -> prompter."""
+"""Scripted prompters by action mode ("cells": "grid" with a labeler) and name: seed -> prompter."""
+
+SLOW = ("oracle search",)
+"""These take minutes where others take seconds, and so stand in a table only where they are asked for by name."""
 
 
 def baselines(settings: Settings, seed: int = 0) -> dict[str, Prompter]:
     """What an agent in an environment of these settings is compared with, by name; the oracle comes last."""
     actions = settings.actions()
     mode = "cells" if isinstance(actions, LabelledCells) else settings.action_mode
-    makers = {name: make for name, make in PROMPTERS[mode].items() if name != "box only" or actions.stop is not None}
+    without = SLOW if actions.stop is not None else (*SLOW, "box only")
+    makers = {name: make for name, make in PROMPTERS[mode].items() if name not in without}
     names = {} if settings.has_cue else {"box only": "no prompt"}
     return {names.get(name, name): make(seed) for name, make in makers.items()}

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -102,6 +103,12 @@ class Window:
     def at_full_size(self, logits: Tensor) -> Tensor:
         """Logits (K, 4n, 4n) in the window -> (K, h, w), a logit for each pixel of the original image in it."""
         return self.down @ logits @ self.across.T
+
+    def cut(self, logits: Tensor) -> Tensor:
+        """Logits (4h, 4w) of the whole image -> those in the window, of `mask_size`."""
+        part = logits[4 * self.row : 4 * (self.row + self.side), 4 * self.column : 4 * (self.column + self.side)]
+        pool = 4 * self.side // self.mask_size[0]
+        return part if pool == 1 else F.avg_pool2d(part[None], pool)[0]
 
     def place(self, masks: Tensor) -> Tensor:
         """Masks (K, h, w) of the window in the whole image, (K, H, W) bool."""

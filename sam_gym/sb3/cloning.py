@@ -41,6 +41,8 @@ class CloneSettings:
         own_actions: Share of the actions that are the policy's own afterwards.
         sharpness: Power of the error depth in the target distribution of clicks.
         value_coef: Weight of the value loss.
+        candidates: Clicks that search tries in each state, to teach what each is worth; 0: the oracle teaches.
+        temperature: IoU by which a click must gain more than another to be e times as likely; of search only.
     """
 
     total_timesteps: int = 2560
@@ -52,6 +54,8 @@ class CloneSettings:
     own_actions: float = 0.5
     sharpness: float = 3.0
     value_coef: float = 0.1
+    candidates: int = 0
+    temperature: float = 0.02
 
 
 @dataclass
@@ -104,7 +108,7 @@ class Cloner:
         self.policy, self.env, self.settings, self.folder = policy, env, settings, folder
         self.gamma, self.reward_scale = gamma, reward_scale
         self.seed = seed
-        self.teacher = teacher_of(env, settings.sharpness)
+        self.teacher = teacher_of(env, settings.sharpness, policy, settings.candidates, settings.temperature)
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
         self.total_rounds = max(1, round(settings.total_timesteps / (settings.round_steps * env.num_envs)))
         self.rounds = 0
@@ -150,7 +154,7 @@ class Cloner:
         embeddings: list[NDArray] = [*observations["embedding"].astype(np.float16)]
         episode = np.arange(n)
         for _ in range(settings.round_steps):
-            targets, allowed = self.teacher.label(observations, env)
+            targets, allowed = self.teacher.label(observations, env, rng)
             actions = self.teacher.act(targets)
             own = rng.random(n) < own_share
             if own.any():

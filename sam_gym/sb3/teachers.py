@@ -18,9 +18,10 @@ from torch import Tensor
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.box_refine import BoxRefineSettings, SideMoves
 from sam_gym.envs.episode import GridActions
+from sam_gym.envs.foresight import Foresight
 from sam_gym.envs.labelling import LabelledCells
 from sam_gym.envs.shown_prompts import BOX, MASK_BOX
-from sam_gym.prompters import click_scores, labelled_scores, oracle_box
+from sam_gym.prompters import candidate_clicks, click_scores, labelled_scores, oracle_box, tried_iou
 
 
 class Teacher(ABC):
@@ -33,7 +34,9 @@ class Teacher(ABC):
     measure: ClassVar[str]
 
     @abstractmethod
-    def label(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> tuple[NDArray, NDArray[np.bool_]]:
+    def label(
+        self, observations: dict[str, NDArray], env: EngineVectorEnv, rng: np.random.Generator
+    ) -> tuple[NDArray, NDArray[np.bool_]]:
         """Targets (N, A) of all rows, and which actions are allowed, (N, A) or (N, 1)."""
 
     @abstractmethod
@@ -65,7 +68,9 @@ class ClickTeacher(Teacher):
     def __init__(self, sharpness: float) -> None:
         self.sharpness = sharpness
 
-    def label(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> tuple[NDArray, NDArray[np.bool_]]:
+    def label(
+        self, observations: dict[str, NDArray], env: EngineVectorEnv, rng: np.random.Generator
+    ) -> tuple[NDArray, NDArray[np.bool_]]:
         """See `Teacher.label`; where a module labels the clicks, a cell counts with the label it would get now."""
         allowed = env.action_masks()
         scores: Iterable[NDArray[np.float32]]
@@ -106,12 +111,54 @@ class ClickTeacher(Teacher):
         }
 
 
+class SearchTeacher(ClickTeacher):
+    """What clicks are worth, found by trying them: the target is softmax(IoU gained / temperature), and stop gains 0.
+
+    Half of the candidates stand deepest in errors, up to a quarter is what the policy likes best, the rest is drawn.
+
+    Args:
+        env: The environment.
+        policy: The one that is taught.
+        candidates: Clicks that are tried in each state.
+        temperature: In units of IoU; the lower, the more the best click counts.
+    """
+
+    measure = "kl_to_search"
+
+    def __init__(self, env: EngineVectorEnv, policy: Any, candidates: int, temperature: float) -> None:
+        self._foresight, self._policy = Foresight(env.engine), policy
+        self._candidates, self._temperature = candidates, temperature
+
+    def label(
+        self, observations: dict[str, NDArray], env: EngineVectorEnv, rng: np.random.Generator
+    ) -> tuple[NDArray, NDArray[np.bool_]]:
+        """See `Teacher.label`."""
+        allowed = env.action_masks()
+        with torch.no_grad():
+            seen = {name: torch.as_tensor(array, device=self._policy.device) for name, array in observations.items()}
+            liked = self._policy.outputs_and_values(seen)[0].cpu().numpy()
+        order = np.argsort(-np.where(allowed, liked, -np.inf)[:, :-1], axis=1)[:, : self._candidates // 4]
+        tried = {
+            row: candidate_clicks(env, row, allowed[row], self._candidates, rng, order[row])
+            for row in range(env.num_envs)
+        }
+        found = tried_iou(self._foresight, tried)
+        targets = np.zeros(allowed.shape, np.float32)
+        for row, clicks in tried.items():
+            gains = np.append(found[row] - env.engine.quality.iou[row], 0.0) / self._temperature
+            weights = np.exp(gains - gains.max())
+            targets[row, np.append(clicks, -1)] = weights / weights.sum()
+        return targets, allowed
+
+
 class BoxTeacher(Teacher):
     """The object's tight box: moves of the four sides that lead there."""
 
     measure = "error_of_moves"
 
-    def label(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> tuple[NDArray, NDArray[np.bool_]]:
+    def label(
+        self, observations: dict[str, NDArray], env: EngineVectorEnv, rng: np.random.Generator
+    ) -> tuple[NDArray, NDArray[np.bool_]]:
         """See `Teacher.label`."""
         return oracle_box(observations, env), np.ones((env.num_envs, 1), np.bool_)
 
@@ -167,13 +214,29 @@ def _turn_sides(sides: Tensor, which: int, mirrored: Any) -> Tensor:
     return torch.stack([left, top, right, bottom], dim=1)
 
 
-def teacher_of(env: EngineVectorEnv, sharpness: float) -> Teacher:
+def teacher_of(
+    env: EngineVectorEnv, sharpness: float, policy: Any = None, candidates: int = 0, temperature: float = 1.0
+) -> Teacher:
     """The teacher for an environment's kind of action.
+
+    Args:
+        env: The environment.
+        sharpness: Of `ClickTeacher`.
+        policy: The one that is taught.
+        candidates: Clicks that are tried in each state (`SearchTeacher`); 0: the oracle teaches, who tries none.
+        temperature: Of `SearchTeacher`.
 
     Raises:
         ValueError: There is none; says which actions have one.
     """
     actions = env.actions
+    if candidates:
+        if not isinstance(actions, GridActions):
+            raise ValueError(
+                f"candidates={candidates}: search teaches clicks that the agent labels (action_mode='grid'), not "
+                f"action_mode={env.settings.action_mode!r} here; leave it at 0, then the oracle teaches"
+            )
+        return SearchTeacher(env, policy, candidates, temperature)
     if isinstance(actions, GridActions) or (isinstance(actions, LabelledCells) and actions.stop is not None):
         return ClickTeacher(sharpness)
     if isinstance(actions, SideMoves):

@@ -82,7 +82,7 @@ def test_symmetries_leave_the_zeros_of_an_empty_mask(which: int) -> None:
 def test_labels_are_the_oracles_moves(boxes: dict[str, Any]) -> None:
     env = vector(boxes, box_error=0.3)
     observations, _ = env.reset(seed=0)
-    targets, allowed = teacher_of(env, 3.0).label(observations, env)
+    targets, allowed = teacher_of(env, 3.0).label(observations, env, np.random.default_rng())
     np.testing.assert_array_equal(targets, oracle_box(observations, env))
     assert np.abs(targets).max() > 0.2
     assert allowed.shape == (4, 1)

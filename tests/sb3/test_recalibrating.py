@@ -164,7 +164,7 @@ def test_the_masked_state_is_the_embedding_times_the_mask(make: Make) -> None:
 def test_the_teacher_knows_the_modules_labels(make: Make) -> None:
     env = make()
     observations, _ = env.reset(seed=0)
-    targets, allowed = teacher_of(env, 3).label(observations, env)
+    targets, allowed = teacher_of(env, 3).label(observations, env, np.random.default_rng())
     scores = labelled_scores(env)
     np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-5)
     assert (targets[:, :16][scores == 0] == 0).all()
