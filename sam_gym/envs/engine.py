@@ -25,6 +25,7 @@ from sam_gym.envs.agreement import Agreement, Scene, embed_text
 from sam_gym.envs.attention import ATTENTIONS
 from sam_gym.envs.decoded import Decoded
 from sam_gym.envs.episode import Episodes, view_of
+from sam_gym.envs.keeping import BEST_PREDICTED, BestMasks
 from sam_gym.envs.labelling import LABELER, TRUTH, Labeler, LabelledCells, LabelScene, clicks_of_truth
 from sam_gym.envs.observers import OBSERVERS, Observer, Rows
 from sam_gym.envs.rewards import Outcome, Quality, hit_reward, parse_reward, weighted
@@ -63,6 +64,7 @@ class PromptEngine:
         episodes: The episodes as arrays.
         quality: IoU and Dice of the current masks against their objects, (N,) each.
         first_iou: (N,) IoU of the mask that each episode began with, 0 where there was none.
+        best: The best masks so far, where those are returned; else None.
         text: What the target is, in words.
         attention: What the decoder looks at.
         labeler: The recalibration module beside the episodes, where it labels the clicks; else None.
@@ -104,6 +106,7 @@ class PromptEngine:
         self._logits: list[Tensor | None] = [None] * n
         self._truths: list[Tensor | None] = [None] * n
         self._scenes: list[Scene | None] = [None] * n
+        self.best = BestMasks(n) if settings.returns == BEST_PREDICTED else None
 
     # ------------------------------------------------------------------ posing
 
@@ -266,6 +269,11 @@ class PromptEngine:
         self.episodes.decoded[prompted] = True
         after = Quality(self.quality.iou[acted], self.quality.dice[acted])
         self._observer.count(acted)
+        if self.best is not None:
+            self.best.note(self, prompted, decoded, first=False)
+            for row in acted[self.episodes.terminated[acted]]:
+                self._update_masks(np.array([row]), self.best.of(int(row)), first=False)
+            after = Quality(self.quality.iou[acted], self.quality.dice[acted])
         cost = self.settings.prompt_cost * np.isin(acted, prompted)
         return weighted(self._reward, Outcome(before, after, hit[acted], self._agreed[acted] - agreed)) - cost
 
@@ -280,6 +288,8 @@ class PromptEngine:
             self._observer.begin(row, image, begun.embeddings[i], frame)
         self._update_masks(begun.rows, decoded, first=True)
         self._observer.count(begun.rows)
+        if self.best is not None:
+            self.best.note(self, begun.rows, decoded, first=True)
         self.first_iou[begun.rows] = self.quality.iou[begun.rows]
 
     def _update_masks(self, rows: Rows, decoded: Decoded, *, first: bool) -> None:

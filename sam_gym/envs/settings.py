@@ -20,6 +20,7 @@ from sam_gym._utils.naming import unknown
 from sam_gym.data import SegmentationData
 from sam_gym.envs.attention import ATTENTIONS
 from sam_gym.envs.episode import ActionMode
+from sam_gym.envs.keeping import LAST, RETURNS
 from sam_gym.envs.observers import check_observer
 from sam_gym.envs.rewards import parse_reward
 from sam_gym.envs.shown_prompts import ShownPrompts
@@ -54,6 +55,8 @@ class Settings(ABC):
         root: Folder of images and masks, for dataset "folder" (`sam_gym.data.folder`).
         shares: Its percentages of images in "train", "val" and "test".
         clip: The CLIP of the reward "clip" (`sam_gym.semantics.models`).
+        returns: The mask that an episode ends with: "last", or "best_predicted", that of all its masks, the first one
+            included, whose IoU is predicted to be the highest (`sam_gym.envs.keeping`).
         copies: Altered copies beside each image of the training split (`sam_gym.data.copies`).
     """
 
@@ -76,6 +79,7 @@ class Settings(ABC):
     root: str | None = None
     shares: Sequence[float] = (60, 20, 20)
     clip: str = "clip-micro"
+    returns: str = LAST
     copies: int = 0
 
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -116,6 +120,8 @@ class Settings(ABC):
         check_observer(self.observation)
         if self.attention not in ATTENTIONS:
             raise ValueError(unknown("attention", self.attention, ATTENTIONS))
+        if self.returns not in RETURNS:
+            raise ValueError(unknown("returns", self.returns, RETURNS))
         if self.attention == "foveated" and self.precision == "official":
             raise ValueError(
                 "precision='official' is segment_anything's own decoder, which looks at whole images: leave attention "
@@ -146,7 +152,10 @@ class Settings(ABC):
     def rules(self) -> dict[str, Any]:
         """What shapes an episode once SAM and the images are given, and so belongs to every result."""
         own = [f.name for f in fields(self) if f.name not in {shared.name for shared in fields(Settings)}]
-        return {name: getattr(self, name) for name in ("action_mode", "grid", "max_prompts", "view_scale", *own)}
+        shared = ["action_mode", "grid", "max_prompts", "view_scale"]
+        if self.returns != LAST:  # records of old say nothing of it
+            shared.append("returns")
+        return {name: getattr(self, name) for name in (*shared, *own)}
 
     @abstractmethod
     def actions(self) -> ActionMode:

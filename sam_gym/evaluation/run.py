@@ -185,6 +185,8 @@ def _evaluate(
 ) -> Record:
     """The record of these cases; `update` is told how many more have ended."""
     log = _Log(len(cases), env)
+    if env.engine.best is not None:
+        env.engine.best.judge = getattr(prompter, "judge", None)
     started = time.perf_counter()
     n, backend = env.num_envs, env.backend
     current = np.full(n, -1)  # which case each row works on; -1: none is left for it, and it rests

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from sb3_contrib import MaskablePPO
@@ -14,6 +15,7 @@ from stable_baselines3 import PPO
 from torch import nn
 
 from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.envs.keeping import Judge
 from sam_gym.sb3.policy import BoxPolicy, LightPolicy, SpatialPolicy
 
 ALGORITHMS: dict[str, tuple[type[MaskablePPO] | type[PPO], type[SpatialPolicy] | type[BoxPolicy]]] = {
@@ -50,6 +52,20 @@ class ModelPrompter:
             digest.update(name.encode())
             digest.update(weights.cpu().numpy().tobytes())
         return digest.hexdigest()[:12]
+
+    @property
+    def judge(self) -> Judge | None:
+        """What predicts the IoU of masks, where the policy has learned to (`sam_gym.envs.keeping`)."""
+        policy: Any = self.model if isinstance(self.model, nn.Module) else self.model.policy
+        if not getattr(policy, "judges", False):
+            return None
+
+        def predicted(observations: dict[str, NDArray]) -> NDArray:
+            with torch.no_grad():
+                seen = {name: torch.as_tensor(array, device=policy.device) for name, array in observations.items()}
+                return policy.judged(seen).sigmoid().cpu().numpy()
+
+        return predicted
 
     def __call__(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray:
         """See `Prompter`."""

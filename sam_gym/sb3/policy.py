@@ -116,6 +116,7 @@ class SpatialPolicy(MaskableMultiInputActorCriticPolicy):
         kwargs = {"features_extractor_class": self.extractors[referring], "net_arch": [], **kwargs}
         if referring:
             kwargs["features_extractor_kwargs"] = {"grid": grid, **(kwargs.get("features_extractor_kwargs") or {})}
+        self._anchor: tuple[SpatialPolicy] | None = None
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -126,6 +127,31 @@ class SpatialPolicy(MaskableMultiInputActorCriticPolicy):
         if policy.action_net.stop is not None:
             nn.init.constant_(policy.action_net.stop[-1].bias, self._stop_bias)
         policy.optimizer = policy.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def stay_near(self, other: SpatialPolicy) -> None:
+        """From now on what PPO calls entropy is -KL(this policy || another one), which nobody trains meanwhile.
+
+        So its `ent_coef` draws the policy to the other one and no longer to chance (an anchor; Ouyang et al. 2022).
+        The other one is not saved.
+        """
+        self._anchor = (other,)  # in a tuple, for torch not to take it for a part of this policy
+
+    def evaluate_actions(
+        self, obs: Any, actions: Tensor, action_masks: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As SB3 has it, but for the entropy after `stay_near`."""
+        if self._anchor is None:
+            return super().evaluate_actions(obs, actions, action_masks)
+        logits, values = self.outputs_and_values(obs)
+        with torch.no_grad():
+            anchored = self._anchor[0].outputs_and_values(obs)[0]
+        if action_masks is not None:
+            allowed = torch.as_tensor(action_masks, dtype=torch.bool, device=logits.device).view_as(logits)
+            logits, anchored = logits.masked_fill(~allowed, -1e8), anchored.masked_fill(~allowed, -1e8)
+        log_probability, known = logits.log_softmax(dim=1), anchored.log_softmax(dim=1)
+        divergence = (log_probability.exp() * (log_probability - known)).sum(dim=1)
+        taken = log_probability.gather(1, actions.long().view(-1, 1))[:, 0]
+        return values[:, None], taken, -divergence
 
     def outputs_and_values(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Unmasked logits (N, A) and values (N,) of observations as the environment gives them, `maps` uint8."""
@@ -141,10 +167,30 @@ class LightPolicy(SpatialPolicy):
         action_space: As for `SpatialPolicy`.
         lr_schedule: As for `SpatialPolicy`.
         stop_share: As for `SpatialPolicy`.
+        judge: Whether there is a part of its own that predicts the IoU of the mask (`sam_gym.sb3.judging` trains it).
         **kwargs: As for `SpatialPolicy`; `features_extractor_kwargs` sets `channels` and `width`.
     """
 
     extractors = (LightExtractor, LightReferenceExtractor)
+
+    def __init__(self, *args: Any, judge: bool = False, **kwargs: Any) -> None:
+        self.judges = judge
+        super().__init__(*args, **kwargs)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        policy: Any = self
+        if self.judges:
+            policy.judge_extractor = self.make_features_extractor()
+            policy.judge_head = ValueHead(policy.judge_extractor.width)
+        super()._build(lr_schedule)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "judge": self.judges}
+
+    def judged(self, observations: dict[str, Tensor]) -> Tensor:
+        """(N,) logits of the predicted IoU of the masks that are observed; for policies made with judge=True."""
+        policy: Any = self
+        return policy.judge_head(self.extract_features(observations, policy.judge_extractor))[:, 0]
 
 
 class BoxPolicy(MultiInputActorCriticPolicy):

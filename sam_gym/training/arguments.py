@@ -99,6 +99,7 @@ def train(arguments: Arguments, command: str = "sam-gym train") -> None:
             run = Training.open(arguments)
             run.clone()
             run.ppo()
+            run.judge()
             run.report()
     except KeyboardInterrupt:
         if run is None:

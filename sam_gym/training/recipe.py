@@ -17,12 +17,13 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from sam_gym._utils.naming import unknown
 from sam_gym.sb3 import ALGORITHMS, CloneSettings
+from sam_gym.sb3.judging import JudgeSettings
 from sam_gym.sb3.recalibrating import RecalibratingSettings
 
 RESERVED = ("n_envs", "n_timesteps", "policy", "reward_scale", "clone")
 """Entries of a config section that are not arguments of the algorithm."""
 
-OPTIONAL = ("env_kwargs", "eval_env_kwargs", "recalibration")
+OPTIONAL = ("env_kwargs", "eval_env_kwargs", "recalibration", "anchored", "judge")
 """More of them, that a section may do without."""
 
 
@@ -81,6 +82,7 @@ def read_recipe(recipe: str | Path, env: str) -> dict[str, Any]:
     _check_entries(
         section.get("recalibration", {}), [f.name for f in fields(RecalibratingSettings)], f"{where}, recalibration"
     )
+    _check_entries(section.get("judge", {}), [f.name for f in fields(JudgeSettings)], f"{where}, judge")
     _check_entries(section["clone"], [f.name for f in fields(CloneSettings)], f"{where}, clone")
     return section
 
@@ -99,7 +101,8 @@ def _check_entries(section: Any, known: list[str], where: str) -> None:
 
 def model_arguments(config: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the algorithm."""
-    return {name: _schedule(value) for name, value in config.items() if name not in (*RESERVED, *OPTIONAL)}
+    arguments = {name: _schedule(value) for name, value in config.items() if name not in (*RESERVED, *OPTIONAL)}
+    return {**arguments, "policy_kwargs": {"judge": True}} if "judge" in config else arguments
 
 
 def _schedule(value: Any) -> Any:

@@ -12,6 +12,9 @@ from sam_gym.evaluation import report
 from sam_gym.evaluation.records import Record
 from sam_gym.prompters import Prompter
 
+KEPT = ", best kept"
+"""Ends the names of entries whose episodes return the mask that their judge thinks best."""
+
 
 def write_report(
     folder: Path,
@@ -30,7 +33,8 @@ def write_report(
     quick = f"{title}\n\n" if state.get("quick") else ""
     (folder / "table.md").write_text(quick + report.markdown_table(records), encoding="utf-8")
     report.plot_learning(folder / "learning_curve.png", state["points"], records, title)
-    report.save_film_strip(folder / "episodes.png", agent, records[-1], pictures)
+    own = [record for record in records if not record.name.endswith(KEPT)][-1]
+    report.save_film_strip(folder / "episodes.png", agent, own, pictures)
     entries = [record.summary() for record in records]
     timing = {stage: Stopwatch(known).summary() for stage, known in state.get("timing", {}).items()}
     whole = {**report.provenance(), **state, "timing": timing, "table": how, "evaluation": entries}

@@ -26,12 +26,14 @@ from sam_gym._utils.fetching import atomic_path, write_json
 from sam_gym._utils.progress import progress_bar
 from sam_gym._utils.stopwatch import Stopwatch
 from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.envs.keeping import BEST_PREDICTED
 from sam_gym.envs.rewards import parse_reward
 from sam_gym.evaluation import encode_images, evaluate, evaluate_entries
 from sam_gym.evaluation.records import Record
 from sam_gym.prompters import baselines
 from sam_gym.sb3 import ALGORITHMS, BoxPolicy, Cloner, CloneSettings, ModelPrompter, SamVecEnv, load_model, save_agent
 from sam_gym.sb3.recalibrating import RecalibratingSettings, RecalibrationCallback, Recalibrator
+from sam_gym.training.judged import judged, train_shared_judge
 from sam_gym.training.learning import PPOProgress
 from sam_gym.training.recipe import evaluation_kwargs, model_arguments, module_of, train_kwargs
 from sam_gym.training.report import write_report
@@ -135,7 +137,7 @@ class Training:
 
             cloner.run(after_round)
         self._tell("cloning", "clone", "states")
-        self._save_model("clone.zip")
+        self.save_model("clone.zip")
         self._enter("ppo")
         shutil.rmtree(rounds)
 
@@ -162,13 +164,16 @@ class Training:
         checkpoint = self.folder / "checkpoint.zip"
         done = 0
         if checkpoint.is_file():
-            self.model = self._load(checkpoint)
+            self.model = self.load(checkpoint)
             done = self.model.num_timesteps
             environments = self.model.get_env()
             assert environments is not None, "it was loaded with them"
             environments.seed(self.seed + done)  # new episodes, not those that the run began with
         elif (self.folder / "clone.zip").is_file():
-            self.model.policy.load_state_dict(self._load(self.folder / "clone.zip").policy.state_dict())
+            self.model.policy.load_state_dict(self.load(self.folder / "clone.zip").policy.state_dict())
+        if self.state["config"].get("anchored"):
+            policy: Any = self.model.policy
+            policy.stay_near(self.load(self.folder / "clone.zip").policy)
         if done < total:
             watch = self.watch("ppo")
             with (
@@ -186,11 +191,17 @@ class Training:
             self._note("ppo", 0, force=True)
         self._choose_stop()
         self._tell("validation", "validation", "masks")
-        self._enter("report")
+        self._enter("judge" if "judge" in self.state["config"] else "report")
+
+    def judge(self) -> None:
+        """Train what tells good masks from bad ones, where the recipe asks for it."""
+        if self.state["stage"] == "judge":
+            train_shared_judge(self)
+            self._enter("report")
 
     def save_checkpoint(self) -> None:
         """Between two rollouts of PPO: what --resume goes on from, and validation if it is time to."""
-        self._save_model("checkpoint.zip")
+        self.save_model("checkpoint.zip")
         if self.recalibrator is not None:
             self.recalibrator.store(self.folder / "recalibration.pt")
         self._note("ppo", self.model.num_timesteps)
@@ -200,10 +211,10 @@ class Training:
         """Evaluate on the held-out split and write table, pictures and record."""
         started = time.perf_counter()
         self.keep()
-        agent = ModelPrompter(self._load(self.folder / "model.zip"))
+        agent = ModelPrompter(self.load(self.folder / "model.zip"))
         entries = baselines(self.train.settings)
         if (self.folder / "clone.zip").is_file() and self.recalibrator is None:  # else the module was another one then
-            entries["clone alone"] = ModelPrompter(self._load(self.folder / "clone.zip"))
+            entries["clone alone"] = ModelPrompter(self.load(self.folder / "clone.zip"))
         entries["agent"] = agent
         config = self.state["config"]
         kwargs = evaluation_kwargs(config, self.folder / "model.zip")
@@ -213,6 +224,9 @@ class Training:
         try:
             with self._decoding(test, watch):
                 records = evaluate_entries(entries, test, self.folder / "evaluations", objects)
+                if "judge" in config:
+                    keeping = self._environment("test", "Disabled", test.num_envs, returns=BEST_PREDICTED, **kwargs)
+                    records += evaluate_entries(judged(entries), keeping, self.folder / "evaluations", objects)
         finally:  # Ctrl-C too: what was measured is kept, and so is what it took
             self._save_state()
         self._tell("held-out table", "table", "masks")
@@ -247,14 +261,14 @@ class Training:
                     path.write_bytes(file.read_bytes())
             kept = self.state["best"]
             return f"model.zip is the {kept['stage']} model after {kept['timesteps']} steps"
-        self._save_model("model.zip")
+        self.save_model("model.zip")
         return "model.zip is the model as it stands; it was not evaluated yet"
 
     # ------------------------------------------------------------------- pieces
 
     def _choose_stop(self) -> None:
         """Choose on the validation split which moves the best model leaves unmade, if it is one that moves boxes."""
-        model = self._load(self.folder / "best.zip")
+        model = self.load(self.folder / "best.zip")
         if not isinstance(model.policy, BoxPolicy):
             return
         gains, returns = {}, {}
@@ -268,7 +282,7 @@ class Training:
         best = max(chosen_by, key=lambda value: chosen_by[value])
         model.policy.stop_below.fill_(best)
         self.model = model
-        self._save_model("best.zip")
+        self.save_model("best.zip")
         self.state["best"] = {**self.state["best"], "gain": gains[best], "stop_below": best}
         tqdm.write(f"moves all within {best:g} are not made: validation gain {gains[best]:+.3f}, "
                    f"from {min(gains.values()):+.3f} with another value")  # fmt: skip
@@ -322,7 +336,8 @@ class Training:
         model.set_logger(configure(str(self.folder / "tensorboard"), ["tensorboard"]))
         return model
 
-    def _load(self, file: Path) -> PPO | MaskablePPO:
+    def load(self, file: Path) -> PPO | MaskablePPO:
+        """A saved model, to act and learn in this run's environment."""
         space = self.train.single_action_space
         model = load_model(file, space, env=VecMonitor(self.venv), device=self.settings["device"])
         model.set_logger(self.model.logger)
@@ -333,7 +348,8 @@ class Training:
         if watch.known["steps"]:  # else it was done before an interruption, by a version that did not count
             tqdm.write(watch.line(name, unit))
 
-    def _save_model(self, name: str) -> None:
+    def save_model(self, name: str) -> None:
+        """Save the present model, and the module beside it, in the run's folder."""
         save_agent(self.model, self.folder / name, self.train)
         if self.recalibrator is not None:
             self.recalibrator.module.save(module_of(self.folder / name))
@@ -368,7 +384,7 @@ class Training:
         self.model.logger.dump(before + timesteps)
         best = self.state["best"]
         if best is None or self._blind or gain > best["gain"]:  # blind: the newest model counts as the best
-            self._save_model("best.zip")
+            self.save_model("best.zip")
             self.state["best"] = {"stage": stage, "timesteps": timesteps, "gain": gain}
         self._save_state()
         tqdm.write(f"{stage:>6} {timesteps:>6} steps: validation IoU {record.curve[0]:.3f} -> {record.curve[-1]:.3f} "

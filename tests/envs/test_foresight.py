@@ -1,4 +1,4 @@
-"""Foresight: what it says of an action is what the action then does; nothing changes; and search, which stands on it."""
+"""Foresight: what it says of an action is what the action then does; nothing changes. And search, built on it."""
 
 from __future__ import annotations
 
