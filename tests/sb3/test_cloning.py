@@ -11,6 +11,7 @@ import pytest
 import torch
 from sb3_contrib import MaskablePPO
 
+from sam_gym.envs.foresight import Foresight
 from sam_gym.sb3 import Cloner, CloneSettings, SamVecEnv, SpatialPolicy
 from sam_gym.sb3 import cloning as cloning_module
 from sam_gym.sb3.cloning import Samples, _returns
@@ -55,6 +56,24 @@ def test_target_gives_forbidden_cells_nothing() -> None:
     assert click_target(scores, allowed, sharpness=3.0).tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0]
     allowed[[0, 2, 4, 6]] = False
     assert click_target(scores, allowed, sharpness=3.0).tolist() == [0] * 8 + [1]
+
+
+def test_search_teaches_what_clicks_gain(small: dict[str, Any], tmp_path: Path) -> None:
+    settings = CloneSettings(total_timesteps=16, round_steps=2, gradient_steps=1, candidates=12, temperature=0.05)
+    cloning = cloner(small, tmp_path, settings)
+    env = cloning.env
+    observations, _ = env.reset(seed=4)
+    targets, allowed = cloning.teacher.label(observations, env, np.random.default_rng(0))
+    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-5)
+    assert ((targets > 0).sum(axis=1) == 13).all()  # stop among them
+    assert not (targets > 0)[~allowed].any()
+    best = targets[:, :-1].argmax(axis=1)
+    before = env.engine.quality.iou.copy()
+    gains = 0.05 * np.log(targets[np.arange(N), best] / targets[:, -1])
+    foreseen = Foresight(env.engine).iou(np.arange(N), best)
+    np.testing.assert_allclose(foreseen - before, gains, atol=1e-3)
+    cloning.run(lambda cloner, losses: None)
+    assert cloning.rounds == cloning.total_rounds
 
 
 def test_targets_are_distributions_and_scores_are_left_alone() -> None:
