@@ -138,7 +138,7 @@ class LightExtractor(BaseFeaturesExtractor):
         grid = embedding[-1]
         super().__init__(observation_space, features_dim=width * grid * grid)
         self.width, self.grid = width, grid
-        self.embed = nn.Sequential(_NormedLinear(embedding[0], channels), nn.ReLU())
+        self.embed = nn.Sequential(NormedLinear(embedding[0], channels), nn.ReLU())
         fits = self.patch * grid == maps[-1]  # then pooling would copy, for a tenth of all the time
         self.look = nn.Sequential(
             nn.Conv2d(maps[0], channels, self.patch, stride=self.patch), nn.ReLU(),
@@ -260,13 +260,14 @@ class _ChannelNorm(nn.Module):
         return nn.functional.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2]).permute(0, 3, 1, 2)
 
 
-class _NormedLinear(nn.Conv2d):
+class NormedLinear(nn.Conv2d):
     """A 1x1 convolution of `_ChannelNorm`'s result, without that result: it would be a copy of all embeddings."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__(channels, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, width, G, G) of embeddings (N, C, G, G)."""
         with torch.no_grad():  # embeddings are observed, not learned
             variance = x.square().mean(dim=1, keepdim=True) - x.mean(dim=1, keepdim=True).square()
             scale = (variance.clamp(min=0) + 1e-5).rsqrt()

@@ -67,7 +67,8 @@ def train_judge(
     masks, embeddings = _collect(policy, env, settings, rng, update)
     episode = masks.pop("episode").long()
     policy.set_training_mode(True)
-    parameters = [weight for name, weight in policy.named_parameters() if name.startswith("judge_")]
+    named = policy.named_parameters()
+    parameters = [weight for name, weight in named if name.startswith("judge_") and weight.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, settings.gradient_steps)
     errors = []

@@ -16,10 +16,11 @@ from torch import nn
 
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.keeping import Judge
-from sam_gym.sb3.policy import BoxPolicy, LightPolicy, SpatialPolicy
+from sam_gym.sb3.policy import BoxPolicy, LightPolicy, SketchPolicy, SpatialPolicy
 
 ALGORITHMS: dict[str, tuple[type[MaskablePPO] | type[PPO], type[SpatialPolicy] | type[BoxPolicy]]] = {
     "LightPolicy": (MaskablePPO, LightPolicy),
+    "SketchPolicy": (MaskablePPO, SketchPolicy),
     "SpatialPolicy": (MaskablePPO, SpatialPolicy),
     "BoxPolicy": (PPO, BoxPolicy),
 }

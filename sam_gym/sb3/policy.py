@@ -31,6 +31,7 @@ from sam_gym.sb3.extractors import (
     pool,
     shape_of,
 )
+from sam_gym.sb3.sketching import SketchExtractor
 
 ACTION_KINDS = ((2, True), (1, True), (1, False))
 """Signs of clicks, and whether there is a stop action, of the spaces that `SpatialPolicy` acts in."""
@@ -171,7 +172,10 @@ class LightPolicy(SpatialPolicy):
         **kwargs: As for `SpatialPolicy`; `features_extractor_kwargs` sets `channels` and `width`.
     """
 
-    extractors = (LightExtractor, LightReferenceExtractor)
+    extractors: ClassVar[tuple[type[BaseFeaturesExtractor], type[BaseFeaturesExtractor]]] = (
+        LightExtractor,
+        LightReferenceExtractor,
+    )
 
     def __init__(self, *args: Any, judge: bool = False, **kwargs: Any) -> None:
         self.judges = judge
@@ -191,6 +195,33 @@ class LightPolicy(SpatialPolicy):
         """(N,) logits of the predicted IoU of the masks that are observed; for policies made with judge=True."""
         policy: Any = self
         return policy.judge_head(self.extract_features(observations, policy.judge_extractor))[:, 0]
+
+
+class SketchPolicy(LightPolicy):
+    """`LightPolicy` that sees a sketch of the object, which it learned to draw beforehand (`sam_gym.sb3.sketching`).
+
+    Args:
+        observation_space: Of SamPrompt in grid mode, observation="full".
+        action_space: As for `SpatialPolicy`.
+        lr_schedule: As for `SpatialPolicy`.
+        stop_share: As for `SpatialPolicy`.
+        judge: As for `LightPolicy`.
+        **kwargs: As for `LightPolicy`.
+    """
+
+    extractors = (SketchExtractor, SketchExtractor)
+
+    def __init__(self, observation_space: spaces.Dict, *args: Any, **kwargs: Any) -> None:
+        if "embedding" not in observation_space.spaces:
+            raise ValueError("SketchPolicy draws from what observation='full' shows: make the environment with it")
+        super().__init__(observation_space, *args, **kwargs)
+
+    def use_sketcher(self, weights: dict[str, Tensor]) -> None:
+        """Draw as a trained sketcher does, whose state this is."""
+        policy: Any = self
+        for extractor in (policy.features_extractor, policy.judge_extractor if self.judges else None):
+            if extractor is not None:
+                extractor.sketcher.load_state_dict(weights)
 
 
 class BoxPolicy(MultiInputActorCriticPolicy):

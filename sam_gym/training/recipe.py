@@ -19,11 +19,12 @@ from sam_gym._utils.naming import unknown
 from sam_gym.sb3 import ALGORITHMS, CloneSettings
 from sam_gym.sb3.judging import JudgeSettings
 from sam_gym.sb3.recalibrating import RecalibratingSettings
+from sam_gym.sb3.sketching import SketchSettings
 
 RESERVED = ("n_envs", "n_timesteps", "policy", "reward_scale", "clone")
 """Entries of a config section that are not arguments of the algorithm."""
 
-OPTIONAL = ("env_kwargs", "eval_env_kwargs", "recalibration", "anchored", "judge")
+OPTIONAL = ("env_kwargs", "eval_env_kwargs", "recalibration", "anchored", "sketch", "judge")
 """More of them, that a section may do without."""
 
 
@@ -82,6 +83,7 @@ def read_recipe(recipe: str | Path, env: str) -> dict[str, Any]:
     _check_entries(
         section.get("recalibration", {}), [f.name for f in fields(RecalibratingSettings)], f"{where}, recalibration"
     )
+    _check_entries(section.get("sketch", {}), [f.name for f in fields(SketchSettings)], f"{where}, sketch")
     _check_entries(section.get("judge", {}), [f.name for f in fields(JudgeSettings)], f"{where}, judge")
     _check_entries(section["clone"], [f.name for f in fields(CloneSettings)], f"{where}, clone")
     return section

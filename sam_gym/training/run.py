@@ -33,7 +33,7 @@ from sam_gym.evaluation.records import Record
 from sam_gym.prompters import baselines
 from sam_gym.sb3 import ALGORITHMS, BoxPolicy, Cloner, CloneSettings, ModelPrompter, SamVecEnv, load_model, save_agent
 from sam_gym.sb3.recalibrating import RecalibratingSettings, RecalibrationCallback, Recalibrator
-from sam_gym.training.judged import judged, train_shared_judge
+from sam_gym.training.beside import judged, train_shared_judge, train_shared_sketcher
 from sam_gym.training.learning import PPOProgress
 from sam_gym.training.recipe import evaluation_kwargs, model_arguments, module_of, train_kwargs
 from sam_gym.training.report import write_report
@@ -96,6 +96,8 @@ class Training:
         if self.state["stage"] != "clone":
             return
         self._warm_up()
+        if "sketch" in self.state["config"]:
+            train_shared_sketcher(self)
         if settings.total_timesteps == 0:
             self._enter("ppo")
             return
