@@ -7,7 +7,7 @@ except ImportError as error:
 
 from sam_gym.sb3.cloning import Cloner, CloneSettings
 from sam_gym.sb3.models import ALGORITHMS, ModelPrompter, load_model
-from sam_gym.sb3.policy import BoxPolicy, LightPolicy, SpatialPolicy
+from sam_gym.sb3.policy import BoxPolicy, LightPolicy, SketchPolicy, SpatialPolicy
 from sam_gym.sb3.saved import SavedAgent, save_agent
 from sam_gym.sb3.vec_env import SamVecEnv
 
@@ -20,6 +20,7 @@ __all__ = [
     "ModelPrompter",
     "SamVecEnv",
     "SavedAgent",
+    "SketchPolicy",
     "SpatialPolicy",
     "load_model",
     "save_agent",

@@ -19,8 +19,8 @@ from sam_gym.envs.episode import GridActions
 from sam_gym.envs.observations import observation_space
 from sam_gym.envs.references import observation_space as reference_space
 from sam_gym.envs.shown_prompts import ShownClicks
-from sam_gym.sb3 import LightPolicy, ModelPrompter, SamVecEnv, SpatialPolicy
-from sam_gym.sb3.extractors import _ChannelNorm, _NormedLinear
+from sam_gym.sb3 import LightPolicy, ModelPrompter, SamVecEnv, SketchPolicy, SpatialPolicy
+from sam_gym.sb3.extractors import NormedLinear, _ChannelNorm
 from sam_gym.sb3.policy import ActionHead
 
 G = 16
@@ -94,7 +94,7 @@ def test_samples_do_not_mix(model: MaskablePPO, training: bool) -> None:
         torch.testing.assert_close(large_batch[:8], small_batch, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("kind", [*POLICIES, SketchPolicy])
 def test_ratios_are_one_before_any_update(small: dict[str, Any], kind: type[SpatialPolicy]) -> None:
     model = build(small, kind, Watched)
     with torch.no_grad():
@@ -275,7 +275,7 @@ def test_any_grid_and_any_kind_of_click(grid: int, signs: int, stops: bool) -> N
 
 def test_embeddings_are_normed_as_they_always_were() -> None:
     """The light layer's shortcut equals the 1x1 convolution of normed channels, outside the image too."""
-    layer = _NormedLinear(32, 8)
+    layer = NormedLinear(32, 8)
     embedding = 0.09 * torch.randn(2, 32, G, G) + 0.05
     embedding[0, :, 0] = 0
     expected = torch.nn.functional.conv2d(_ChannelNorm()(embedding), layer.weight, layer.bias)
