@@ -1,7 +1,7 @@
 """Draw an episode of every environment, acted by its oracle, for the pages of environments: docs/pictures/<id>.png.
 
     python docs/pictures.py                          all ids, with MobileSAM
-    python docs/pictures.py SamPrompt-DSB-v0         some of them
+    python docs/pictures.py SamPrompt-DSB-v1         some of them
     python docs/pictures.py --real --out pictures    on the real images of all datasets, for yourself
 
 Pictures in the repository show pixels that everybody may republish: real ones where a dataset's terms allow it, and

@@ -142,6 +142,8 @@ class SamPromptEnv(EngineEnv):
     | `min_area`, `max_area` | 200, 60000 | objects outside these areas (in px) are left out; DSB's from 50     |
     | `root`         | None          | folder of your own images and masks, for `SamPrompt-Folder-v0` only  |
     | `shares`       | (60, 20, 20)  | its percentages of images in "train", "val", "test"                  |
+    | `returns`      | "last"        | "best_predicted": the episode ends with the mask, the first one included, whose IoU is predicted to be the highest |
+    | `copies`       | 0             | altered copies beside each training image, for variety              |
     | `render_mode`  | None          | "rgb_array": image, mask, outline of the truth, clicks, IoU, step    |
 
     ## Vectorized environment
@@ -152,6 +154,7 @@ class SamPromptEnv(EngineEnv):
     ## Version History
 
     * v0: initial version (sam_gym 0.1.0).
+    * v1: of DSB only: 111 more images in the training split; validation and test are the same (sam_gym 0.1.0).
     """  # noqa: E501
 
     settings_class = PromptSettings

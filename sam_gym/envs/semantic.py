@@ -199,7 +199,7 @@ class SamPromptSemanticEnv(EngineEnv):
     | `first_clicks` | "nothing"     | "labeler" or "truth", see Starting State                            |
     | `max_images`   | 0             | only so many images of the split, drawn once for all; 0: all         |
     | `min_area`, `max_area` | 200, none | images (tiles) with less or more px of the class are left out     |
-    | `dataset`, `split`, `data`, `checkpoint`, `device`, `precision`, `attention`, `observation`, `grid`, `reward`, `prompt_cost`, `render_mode` | | as for `SamPromptEnv` |
+    | `dataset`, `split`, `data`, `checkpoint`, `device`, `precision`, `attention`, `observation`, `grid`, `reward`, `prompt_cost`, `returns`, `copies`, `render_mode` | | as for `SamPromptEnv` |
 
     The default `clip` is a small model that this project trained itself on microscopy, and no published CLIP.
 
@@ -212,6 +212,7 @@ class SamPromptSemanticEnv(EngineEnv):
     ## Version History
 
     * v0: initial version (sam_gym 0.1.0).
+    * v1: of DSB only: 111 more images in the training split; validation and test are the same (sam_gym 0.1.0).
     """  # noqa: E501
 
     settings_class = SemanticSettings
