@@ -29,7 +29,7 @@ from trainings import ROOT, finished
 
 from sam_gym._utils.fetching import write_json
 from sam_gym.envs.keeping import BEST_PREDICTED, LAST
-from sam_gym.evaluation import encode_images, evaluate_stored, make_evaluation_env, report, select_cases
+from sam_gym.evaluation import encode_images, evaluate, evaluate_stored, make_evaluation_env, report, select_cases
 from sam_gym.evaluation.comparison import paired_difference
 from sam_gym.prompters import box_only, oracle_clicks
 from sam_gym.registration import TASKS
@@ -56,19 +56,59 @@ class Arguments:
     """Train what is missing; else leave it out."""
 
 
-def curves(env_id: str, run: Path, seed: int | None, returns: str) -> dict[str, NDArray[np.float64]]:
-    """Name -> IoU after each prompt, (objects, T + 1), on the whole test split."""
-    env = make_evaluation_env(env_id, "test", data="real", precision="exact", returns=returns)
+def scripted(env_id: str, folder: Path) -> dict[str, NDArray[np.float64]]:
+    """Name -> IoU after each prompt, (objects, T + 1), of the box alone and of the oracle, on the whole test split."""
+    env = make_evaluation_env(env_id, "test", data="real", precision="exact")
     encode_images(env.backend, [env.data])
     found = {}
-    entries: dict[str, Any] = {"box only": box_only, "oracle clicks": oracle_clicks}
-    if seed is not None:
-        space = env.single_action_space
-        entries = {name: ModelPrompter(load_model(run / file, space, device="cpu")) for name, file in ENTRIES}
-    for name, entry in entries.items():
-        shown = f"{env_id}, {name}" + ("" if seed is None else f", seed {seed}, {returns}")
-        record, _ = evaluate_stored(entry, shown, env, run / f"{name.replace(' ', '_')}-{returns}.json")
+    for name, prompter in (("box only", box_only), ("oracle clicks", oracle_clicks)):
+        record, _ = evaluate_stored(prompter, name, env, folder / f"{name.replace(' ', '_')}.json")
         found[name] = record.iou
+    return found
+
+
+def trained(env_id: str, run: Path, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Name and what is returned -> IoU after each prompt, of a run's clone and agent, on the whole test split.
+
+    Both columns come of one evaluation: which masks are made does not depend on which one is returned.
+    """
+    env = make_evaluation_env(env_id, "test", data="real", precision="exact", returns=BEST_PREDICTED)
+    encode_images(env.backend, [env.data])
+    best, episodes = env.engine.best, env.episodes
+    assert best is not None, "it returns them"
+    found = {}
+    for name, file in ENTRIES:
+        made: dict[tuple[int, int], list[float]] = {}
+        plain = best.note
+
+        def note(engine: Any, rows: Any, decoded: Any, *, first: bool, made: Any = made, plain: Any = plain) -> None:
+            for row, iou in zip(rows, decoded.iou, strict=True):
+                key = int(episodes.image[row]), int(episodes.object_id[row])
+                if first:
+                    made[key] = []
+                made[key].append(float(iou))
+            plain(engine, rows, decoded, first=first)
+
+        agent = ModelPrompter(load_model(run / file, env.single_action_space, device="cpu"))
+        stored = run / f"test-{name}.json"
+        if stored.is_file():
+            content = json.loads(stored.read_text(encoding="utf-8"))
+        else:
+            best.note = note  # type: ignore[method-assign]
+            record = evaluate(agent, env, name=f"{env_id}, {name}, seed {seed}")
+            best.note = plain  # type: ignore[method-assign]
+            steps = record.iou.shape[1]
+            last = [made[case.image, case.object_id] for case in record.cases]
+            content = {
+                BEST_PREDICTED: record.iou.tolist(),
+                LAST: [curve + curve[-1:] * (steps - len(curve)) for curve in last],
+                "identity": agent.identity,
+            }
+            write_json(stored, content)
+        if content["identity"] != agent.identity:
+            raise ValueError(f"{stored} is of other weights than {run / file}: delete it")
+        for returns in (LAST, BEST_PREDICTED):
+            found[f"{name}, {returns}"] = np.array(content[returns])
     return found
 
 
@@ -115,13 +155,12 @@ def measured(dataset: str, arguments: Arguments) -> dict[str, Any] | None:
         if not finished(run, how, arguments.train):
             continue
         seeds.append(seed)
-        for returns in (LAST, BEST_PREDICTED):
-            for name, curve in curves(env_id, run, seed, returns).items():
-                scores.setdefault(f"{name}, {returns}", []).append(curve)
+        for name, curve in trained(env_id, run, seed).items():
+            scores.setdefault(name, []).append(curve)
         judges.append(judged(env_id, run))
     if not seeds:
         return None
-    base = _scripted(env_id, arguments.folder / dataset)
+    base = scripted(env_id, arguments.folder / dataset)
     box, oracle = (base[name][:, -1] for name in ("box only", "oracle clicks"))
     finals = {name: np.stack([curve[:, -1] for curve in found]) for name, found in scores.items()}
     rows = {}
@@ -140,12 +179,6 @@ def measured(dataset: str, arguments: Arguments) -> dict[str, Any] | None:
     means = {name: float(np.mean([one[name] for one in judges])) for name in judges[0]}
     return {"env": env_id, "seeds": seeds, "objects": len(box), "box": float(box.mean()),
             "oracle": float(oracle.mean()), "rows": rows, "judge": means, **report.provenance()}  # fmt: skip
-
-
-def _scripted(env_id: str, folder: Path) -> dict[str, NDArray[np.float64]]:
-    """Curves of the box alone and of the oracle."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return curves(env_id, folder, None, LAST)
 
 
 def tables(stored: dict[str, Any]) -> str:

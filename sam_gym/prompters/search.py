@@ -37,8 +37,14 @@ class SearchPrompter:
     """
 
     def __init__(self, seed: int = 0, candidates: int = CANDIDATES) -> None:
-        self._rng, self._candidates = np.random.default_rng(seed), candidates
+        self._seed, self._candidates = seed, candidates
+        self._rng = np.random.default_rng(seed)
         self._foresight: tuple[EngineVectorEnv, Foresight] | None = None
+
+    @property
+    def identity(self) -> str:
+        """What tells it from others in records."""
+        return f"sam_gym.prompters.SearchPrompter(seed={self._seed}, candidates={self._candidates})"
 
     def __call__(self, observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray[np.int64]:
         """See `Prompter`."""

@@ -35,11 +35,14 @@ SLOW = ("oracle search",)
 """These take minutes where others take seconds, and so stand in a table only where they are asked for by name."""
 
 
-def baselines(settings: Settings, seed: int = 0) -> dict[str, Prompter]:
-    """What an agent in an environment of these settings is compared with, by name; the oracle comes last."""
+def baselines(settings: Settings, seed: int = 0, *, slow: bool = False) -> dict[str, Prompter]:
+    """What an agent in an environment of these settings is compared with, by name; the oracle comes last.
+
+    With `slow`, those of `SLOW` are among them.
+    """
     actions = settings.actions()
     mode = "cells" if isinstance(actions, LabelledCells) else settings.action_mode
-    without = SLOW if actions.stop is not None else (*SLOW, "box only")
+    without = [*(() if slow else SLOW), *(() if actions.stop is not None else ("box only",))]
     makers = {name: make for name, make in PROMPTERS[mode].items() if name not in without}
     names = {} if settings.has_cue else {"box only": "no prompt"}
     return {names.get(name, name): make(seed) for name, make in makers.items()}
