@@ -87,6 +87,33 @@ def test_writes_everything(finished: tuple[Path, subprocess.CompletedProcess]) -
     assert not [path for path in folder.rglob(".*")]  # no half-written file
 
 
+def test_a_run_that_draws_searches_and_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on where it was stopped; clone and agent have one sketch and one judge."""
+    beside = {"policy": "SketchPolicy", "anchored": True, "ent_coef": 0.1, "env_kwargs": {"copies": 1},
+              "eval_env_kwargs": {"copies": 0}, "sketch": {"total_timesteps": 16, "gradient_steps": 2},
+              "judge": {"total_timesteps": 16, "gradient_steps": 2}}  # fmt: skip
+    section = {**SECTION, **beside, "clone": {**SECTION["clone"], "candidates": 6}}  # type: ignore[dict-item]
+    (tmp_path / "sketch.yml").write_text(yaml.safe_dump({ENV_ID: section}))
+    folder = tmp_path / "run"
+    arguments = Arguments(
+        env=ENV_ID, checkpoint="tiny_random", device="cpu", config=str(tmp_path / "sketch.yml"), eval_objects=2,
+        test_objects=4, run_dir=folder,
+    )  # fmt: skip
+    training = Training.open(arguments)
+    training.clone()
+    training.ppo()
+    assert state_of(folder)["stage"] == "judge"
+    training = Training.open(Arguments(resume=folder))
+    training.judge()
+    training.report()
+    clone, agent = (MaskablePPO.load(folder / name).policy.state_dict() for name in ("clone.zip", "model.zip"))
+    shared = [name for name in agent if "sketcher" in name or name.startswith("judge_")]
+    assert shared
+    assert all((clone[name] == agent[name]).all() for name in shared)
+    names = [entry["name"] for entry in json.loads((folder / "record.json").read_text())["evaluation"]]
+    assert names[-4:] == ["clone alone", "agent", "clone alone, best kept", "agent, best kept"]
+
+
 def test_record(finished: tuple[Path, subprocess.CompletedProcess]) -> None:
     record = json.loads((finished[0] / "record.json").read_text())
     assert record["versions"]["sam_gym"]
@@ -376,7 +403,7 @@ def test_bad_configs_are_named(script: Script, tmp_path: Path, message: str) -> 
 
 @pytest.mark.parametrize("env_id", env_ids())
 def test_every_environment_has_a_recipe(env_id: str) -> None:
-    assert recipe_names() == ["alignsam", "alignsam_gain", "clip", "ppo"]
+    assert recipe_names() == ["alignsam", "alignsam_gain", "clip", "ppo", "sketch"]
     assert read_recipe("ppo", env_id)["n_envs"] == 16
 
 
@@ -402,7 +429,7 @@ def test_the_command_trains(
     assert status == 0
     assert out.endswith(f"everything is in {folder}\n")
     status, _, err = run("train", "--config", "dqn")
-    assert (status, err) == (1, "error: unknown recipe 'dqn'; there are alignsam, alignsam_gain, clip, ppo\n")
+    assert (status, err) == (1, "error: unknown recipe 'dqn'; there are alignsam, alignsam_gain, clip, ppo, sketch\n")
 
 
 def test_bad_arguments_are_named(script: Script, config: Path, tmp_path: Path) -> None:
@@ -416,7 +443,7 @@ def test_bad_arguments_are_named(script: Script, config: Path, tmp_path: Path) -
         ("SamPromt-ISBI", train, "--env", "SamPromt-ISBI-v0", "--config", tmp_path / "near.yml"),
         (f"there is no config {tmp_path / 'none.yml'}", train, "--config", tmp_path / "none.yml"),
         ("unknown recipe 'alignsm'; did you mean 'alignsam'?", train, "--config", "alignsm"),
-        ("unknown recipe 'dqn'; there are alignsam, alignsam_gain, clip, ppo", train, "--config", "dqn"),
+        ("unknown recipe 'dqn'; there are alignsam, alignsam_gain, clip, ppo, sketch", train, "--config", "dqn"),
         ("recipe clip has no section for 'SamPrompt-ISBI-v0'; it has SamPromptSemantic-", train, "--config", "clip"),
         (f"{tmp_path / 'no.yml'} is not YAML", train, "--config", tmp_path / "no.yml"),
         (f"{tmp_path} is not the folder of a run", train, "--resume", tmp_path),
