@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from sam_gym.envs.base import EngineVectorEnv
@@ -24,10 +25,12 @@ def posed(board: Board, entry: Entry, device: str, **more: Any) -> tuple[EngineV
         settings.update(agent.settings)
     manifest = board.manifest
     num_envs = 1 if "render_mode" in more else min(NUM_ENVS, manifest["max_objects"])
-    environment = make_evaluation_env(
-        entry.env_id, "test", num_envs, data="real", device=device, precision=manifest["precision"],
-        checkpoint=manifest["checkpoint"].rpartition("-")[0], **settings, **more,
-    )  # fmt: skip
+    with warnings.catch_warnings():  # a board keeps to the versions that it was begun with
+        warnings.filterwarnings("ignore", "(?s).*is out of date", DeprecationWarning)
+        environment = make_evaluation_env(
+            entry.env_id, "test", num_envs, data="real", device=device, precision=manifest["precision"],
+            checkpoint=manifest["checkpoint"].rpartition("-")[0], **settings, **more,
+        )  # fmt: skip
     if agent is not None:
         return environment, agent.prompter(environment)
     return environment, baselines(environment.settings, entry.seed or 0)[entry.name]

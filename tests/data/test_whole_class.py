@@ -12,7 +12,7 @@ from sam_gym.registration import CLASSES
 SPLITS = ("train", "val", "test")
 IMAGES = {  # of the splits, with at least 200 px of the class
     "vnc-mitochondria": (56, 8, 16), "wbc-cell": (95, 15, 40), "wbc-nucleus": (95, 15, 40), "dsb2018": (25, 6, 11),
-    "synthetic-mitochondria": (31, 6, 8),
+    "dsb2018-153": (136, 6, 11), "synthetic-mitochondria": (31, 6, 8),
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from sam_gym.sb3 import SamVecEnv, SpatialPolicy
 from sam_gym.sb3.saved import SavedAgent
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-ENV_ID = "SamPrompt-DSB-v0"
+ENV_ID = "SamPrompt-DSB-v1"
 COMMIT = "0" * 40
 
 
@@ -186,7 +186,7 @@ def test_unknown_names_are_told(board: Any, commands: ModuleType, tmp_path: Path
         commands.check(tmp_path / "nowhere")
     with pytest.raises(BoardError, match="unknown entry of the board 'randon'; did you mean 'random'"):
         commands.run(entry=("randon",), board=board.folder)
-    with pytest.raises(BoardError, match="unknown environment of the board 'x'; there are SamPrompt-DSB-v0"):
+    with pytest.raises(BoardError, match="unknown environment of the board 'x'; there are SamPrompt-DSB-v1"):
         commands.run(env=("x",), board=board.folder)
 
 
