@@ -267,13 +267,12 @@ class PromptEngine:
             hit[row] = hit_reward(self.episodes, row, self._truths[row], by_module=self.labeler is not None)
         self._update_masks(prompted, decoded, first=False)
         self.episodes.decoded[prompted] = True
-        after = Quality(self.quality.iou[acted], self.quality.dice[acted])
         self._observer.count(acted)
         if self.best is not None:
             self.best.note(self, prompted, decoded, first=False)
             for row in acted[self.episodes.terminated[acted]]:
                 self._update_masks(np.array([row]), self.best.of(int(row)), first=False)
-            after = Quality(self.quality.iou[acted], self.quality.dice[acted])
+        after = Quality(self.quality.iou[acted], self.quality.dice[acted])
         cost = self.settings.prompt_cost * np.isin(acted, prompted)
         return weighted(self._reward, Outcome(before, after, hit[acted], self._agreed[acted] - agreed)) - cost
 
@@ -339,7 +338,7 @@ class PromptEngine:
 
     def mask(self, row: int) -> NDArray[np.bool_]:
         """(H, W) bool, the current mask at full size."""
-        return self.attention.mask(self._seen[row], _known(self._logits[row])).cpu().numpy()
+        return self.attention.mask(*self.present(row)).cpu().numpy()
 
     def truth(self, row: int) -> NDArray[np.bool_]:
         """(H, W) bool, the object itself. For oracles and pictures; never for agents.

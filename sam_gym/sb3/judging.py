@@ -7,7 +7,6 @@ while training only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.sb3.fitting import Update, fit
 from sam_gym.sb3.policy import LightPolicy
 from sam_gym.sb3.teachers import turn
-
-SEEN = ("maps", "embedding", "state")
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def train_judge(
     env: EngineVectorEnv,
     settings: JudgeSettings,
     seed: int,
-    update: Callable[[int, str], object] = lambda steps, shown: None,
+    update: Update = lambda steps, shown: None,
 ) -> float:
     """Train the judge of a policy, and nothing else of it.
 
@@ -69,10 +67,8 @@ def train_judge(
     policy.set_training_mode(True)
     named = policy.named_parameters()
     parameters = [weight for name, weight in named if name.startswith("judge_") and weight.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, settings.gradient_steps)
-    errors = []
-    for _ in range(settings.gradient_steps):
+
+    def batch() -> tuple[Tensor, float]:
         picked = torch.as_tensor(rng.integers(len(episode), size=settings.batch_size), device=policy.device)
         which = int(rng.integers(8))
         observations = {
@@ -81,17 +77,13 @@ def train_judge(
             "state": masks["state"][picked],
         }
         logits, iou = policy.judged(observations), masks["iou"][picked]
+        error = float((logits.detach().sigmoid() - iou).abs().mean())
         # Cross-entropy with a share as its target is least where the prediction is the expected IoU
-        loss = F.binary_cross_entropy_with_logits(logits, iou)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        errors.append(float((logits.detach().sigmoid() - iou).abs().mean()))
-        update(1, "fitting")
+        return F.binary_cross_entropy_with_logits(logits, iou), error
+
+    error = fit(parameters, settings, batch, update, "fitting")
     policy.set_training_mode(False)
-    return float(np.mean(errors[-max(1, settings.gradient_steps // 10) :]))
+    return error
 
 
 def _collect(
@@ -99,7 +91,7 @@ def _collect(
     env: EngineVectorEnv,
     settings: JudgeSettings,
     rng: np.random.Generator,
-    update: Callable[[int, str], object],
+    update: Update,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Masks that the policy makes, their IoU, and the embeddings of their episodes."""
     n = env.num_envs

@@ -8,7 +8,6 @@ sketcher is trained, and by nobody else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +21,7 @@ from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.episode import in_view
 from sam_gym.envs.observations import MAP_SIZE, MAPS
 from sam_gym.sb3.extractors import LightExtractor, NormedLinear, shape_of
+from sam_gym.sb3.fitting import Update, fit
 from sam_gym.sb3.teachers import turn
 
 FINER = 4
@@ -116,7 +116,7 @@ def train_sketcher(
     env: EngineVectorEnv,
     settings: SketchSettings,
     seed: int,
-    update: Callable[[int, str], object] = lambda steps, shown: None,
+    update: Update = lambda steps, shown: None,
 ) -> float:
     """Train a sketcher on the objects of an environment.
 
@@ -134,25 +134,19 @@ def train_sketcher(
     maps, embeddings, truths, episode = _collect(env, settings, rng, update)
     sketcher.requires_grad_(True).train()
     device = next(sketcher.parameters()).device
-    optimizer = torch.optim.AdamW(sketcher.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, settings.gradient_steps)
-    found = []
-    for _ in range(settings.gradient_steps):
+
+    def batch() -> tuple[Tensor, float]:
         picked = torch.as_tensor(rng.integers(len(episode), size=settings.batch_size))
         which, whose = int(rng.integers(8)), episode[picked]
         seen = turn(maps[picked], which).to(device).float() / 255
         truth = turn(truths[whose], which).to(device).float() / FINER**2
         logits = sketcher(seen, turn(embeddings[whose], which).to(device).float())
         loss = F.binary_cross_entropy_with_logits(logits, truth) + _soft_dice(logits.sigmoid(), truth)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(sketcher.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        found.append(float(sketch_iou(logits.detach(), truth).mean()))
-        update(1, "drawing")
+        return loss, float(sketch_iou(logits.detach(), truth).mean())
+
+    iou = fit(sketcher.parameters(), settings, batch, update, "drawing")
     sketcher.requires_grad_(False).eval()
-    return float(np.mean(found[-max(1, settings.gradient_steps // 10) :]))
+    return iou
 
 
 def sketch_iou(logits: Tensor, truth: Tensor) -> Tensor:
@@ -178,7 +172,7 @@ def _soft_dice(drawn: Tensor, truth: Tensor) -> Tensor:
 
 
 def _collect(
-    env: EngineVectorEnv, settings: SketchSettings, rng: np.random.Generator, update: Callable[[int, str], object]
+    env: EngineVectorEnv, settings: SketchSettings, rng: np.random.Generator, update: Update
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Maps of all states, embeddings and truths of their episodes, and whose each state is."""
     n = env.num_envs
