@@ -21,6 +21,11 @@ OBJECTS = {
 FOLDER = {"Folder": "folder"}
 """The same for any folder of images and masks. These ids need `root=...`, and so are not in `env_ids`."""
 
+MIXED = {
+    "Mixed": "isbi2012+vnc-cells+vnc-mitochondria+dsb2018-153+synthetic-smear-cells+synthetic-smear-nuclei+synthetic-em"
+}
+"""The same for the mixture that the generalist agent is trained on. It loads all of them, and so is in no list."""
+
 CLASSES = {
     "VNCMitochondria": "vnc-mitochondria",
     "WBC": "wbc-cell",
@@ -37,7 +42,10 @@ EARLIER = {"DSB": "dsb2018"}
 """What version 0 has, where it is not the present one; still registered, and in no list."""
 
 # Keyword arguments of a data set's environments about single objects that differ from the environments' defaults.
-SETTINGS = {"DSB": {"min_area": 50}}  # px; the default of 200 would leave out 31 % of these nuclei
+SETTINGS = {
+    "DSB": {"min_area": 50},  # px; the default of 200 would leave out 31 % of these nuclei
+    "Mixed": {"min_area": 50},
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,7 @@ def _task(name: str, version: int, classes: str, datasets: Mapping[str, str], se
 TASKS = (
     _task("SamPrompt", 0, "prompt:SamPrompt", OBJECTS),
     _task("SamBoxRefine", 0, "box_refine:SamBoxRefine", OBJECTS),
+    _task("SamProofread", 0, "proofread:SamProofread", OBJECTS),
     _task("SamPromptSemantic", 0, "semantic:SamPromptSemantic", CLASSES, {}),
 )
 
@@ -96,6 +105,13 @@ def env_ids() -> list[str]:
         SamBoxRefine-WBCNucleus-v0
         SamBoxRefine-DSB-v1
         SamBoxRefine-Synthetic-v0
+        SamProofread-ISBI-v0
+        SamProofread-VNCCells-v0
+        SamProofread-VNCMitochondria-v0
+        SamProofread-WBC-v0
+        SamProofread-WBCNucleus-v0
+        SamProofread-DSB-v1
+        SamProofread-Synthetic-v0
         SamPromptSemantic-VNCMitochondria-v0
         SamPromptSemantic-WBC-v0
         SamPromptSemantic-WBCNucleus-v0
@@ -108,8 +124,8 @@ def env_ids() -> list[str]:
 def register_envs() -> None:
     """Make every id known to Gymnasium; calling it again changes nothing."""
     for task in TASKS:
-        folder = FOLDER if task.datasets is OBJECTS else {}  # nobody says which class a folder shows
-        names = {task.env_id(short): (short, dataset) for short, dataset in {**task.datasets, **folder}.items()}
+        more = {**FOLDER, **MIXED} if task.datasets is OBJECTS else {}  # nobody says which class a folder shows
+        names = {task.env_id(short): (short, dataset) for short, dataset in {**task.datasets, **more}.items()}
         names |= {f"{task.name}-{short}-v0": (short, dataset) for short, dataset in EARLIER.items()}
         for name, (short, dataset) in names.items():
             if name not in gymnasium.registry:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from sam_gym.data.mixture import MixedData
 from sam_gym.data.segmentation import SegmentationData
 
 ZOOM = (0.75, 1.3)
@@ -44,6 +45,8 @@ def with_copies(data: SegmentationData, copies: int) -> SegmentationData:
     Raises:
         ValueError: The split is another one.
     """
+    if isinstance(data, MixedData):
+        return data.changed(lambda part: with_copies(part, copies))
     if data.split != "train":
         raise ValueError(f"copies={copies} are for training: split {data.split!r} of {data.name} is taken as it is")
     ids, images, labels = ([*column] for column in (data.image_ids, data._images, data._labels))

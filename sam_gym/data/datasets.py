@@ -15,7 +15,8 @@ from types import MappingProxyType
 
 from sam_gym._utils import fetching
 from sam_gym._utils.naming import unknown
-from sam_gym.data import dsb, folder, isbi, sources, synthetic, synthetic_mitochondria, vnc, wbc
+from sam_gym.data import dsb, folder, isbi, sources, synthetic, synthetic_mitochondria, synthetic_smears, vnc, wbc
+from sam_gym.data.mixture import BETWEEN, MixedData
 from sam_gym.data.segmentation import MAX_AREA, MIN_AREA, SegmentationData, check_area_limits
 from sam_gym.data.sources import DataMismatchError, DataUnavailableError
 from sam_gym.data.spec import DatasetSpec
@@ -33,6 +34,8 @@ DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
             dsb.LARGER_SPEC,
             synthetic.SPEC,
             synthetic_mitochondria.SPEC,
+            synthetic_smears.CELLS,
+            synthetic_smears.NUCLEI,
         )
     }
 )
@@ -44,6 +47,7 @@ NO_FILES = Path()
 
 _lock = threading.RLock()
 _loaded: dict[tuple, SegmentationData] = {}
+_mixed: dict[tuple, MixedData] = {}
 _unlimited: dict[tuple, SegmentationData] = {}  # objects of any area; the views in `_loaded` share its arrays
 _given_up: set[tuple] = set()  # datasets and the folders tried: "auto" neither warns nor waits for a dead network twice
 
@@ -63,7 +67,8 @@ def load_data(
     checked by sha256.
 
     Args:
-        name: A key of `DATASETS`, for example "isbi2012" or "synthetic-em"; or "folder", for files of your own.
+        name: A key of `DATASETS`, for example "isbi2012" or "synthetic-em"; several of them joined by "+", for their
+            mixture (`MixedData`); or "folder", for files of your own.
         split: "train", "val" or "test".
         data: "auto" takes the real files where they can be had; else it warns (once per process, dataset and setting
             of the folders) and takes the dataset's stand-in. "real" raises instead. "synthetic" takes the stand-in and
@@ -84,6 +89,8 @@ def load_data(
             no stand-in with data="synthetic". In modes "auto" and "real", $SAM_GYM_DATA holds a file that is not the
             published one.
     """
+    if BETWEEN in name:
+        return _mixture(name, split, data, min_area, max_area)
     _one_of(name, (*DATASETS, folder.NAME), "dataset")
     _one_of(split, folder.SPLITS if name == folder.NAME else DATASETS[name].splits, f"split of {name}")
     _one_of(data, DATA_MODES, "data mode")
@@ -102,6 +109,15 @@ def load_data(
         if key not in _loaded:
             _loaded[key] = _load(name, split, source, files, int(min_area), int(max_area))
         return _loaded[key]
+
+
+def _mixture(name: str, split: str, data: str, min_area: int, max_area: int) -> MixedData:
+    key = (name, split, data, int(min_area), int(max_area), os.environ.get(sources.ENVIRONMENT_VARIABLE))
+    with _lock:
+        if key not in _mixed:
+            parts = [load_data(part, split, data, min_area, max_area) for part in name.split(BETWEEN)]
+            _mixed[key] = MixedData(parts)
+        return _mixed[key]
 
 
 def _source(spec: DatasetSpec, data: str) -> tuple[DatasetSpec, Path]:

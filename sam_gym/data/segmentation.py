@@ -161,6 +161,14 @@ class SegmentationData:
             )
         raise ValueError(self._no_object(index, object_id))
 
+    def draw(self, rng: np.random.Generator) -> int:
+        """The row in `objects` of an object drawn at random, each as likely as any other."""
+        return int(rng.integers(len(self.objects)))
+
+    def spread(self, count: int) -> npt.NDArray[np.intp]:
+        """`count` rows of `objects`, evenly spread over it; more than there are name some of them twice."""
+        return np.linspace(0, len(self.objects) - 1, count).round().astype(np.intp)
+
     def hash(self) -> str:
         """Sha256, hexadecimal, over image ids, pixels, labels and object table, for the provenance of results."""
         return self._hash

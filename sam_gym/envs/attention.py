@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
+from sam_gym._utils.boxes import tight_box
+from sam_gym._utils.depth import depth_in
 from sam_gym.sam.backend import ImageEmbedding, SamBackend, Window
 from sam_gym.sam.masks import Masks, WindowMasks
 from sam_gym.sam.prompts import PromptBatch
@@ -27,6 +31,9 @@ Frame = tuple[float, float, float]
 
 WHOLE: Frame = (0.0, 0.0, 1.0)
 """That of the whole image."""
+
+STEEPNESS, CERTAIN = 4.0, 10.0
+"""Logits of a mask that somebody gives: so much a low-resolution pixel from its outline, up to so much."""
 
 Previous = Sequence[Tensor | None]
 Truths = Sequence[Tensor] | None
@@ -80,6 +87,35 @@ class Attention(ABC):
     def nothing(self, seen: Any) -> Tensor:
         """Logits of an empty mask that SAM was not asked for."""
         return torch.full(self.size(seen), NO_MASK, device=self.backend.device)
+
+    def given(self, seen: Any, embedding: ImageEmbedding, mask: NDArray[np.bool_]) -> Tensor:
+        """Logits of a mask (H, W) that SAM has not made: at full size it is the same but for a pixel at its outline.
+
+        They rise with the distance to the outline, as SAM's own do, so that they say where it is between two pixels.
+        """
+        (rows, columns), (middle_x, middle_y, half) = self.size(seen), self.frame(seen)
+        side = max(embedding.input_size)  # the longer side of the image fills the model's square input
+        places, inside = [], []
+        for axis, (count, middle) in enumerate(((rows, middle_y), (columns, middle_x))):
+            share = (middle + half * ((2 * np.arange(count) + 1) / count - 1) + 1) / 2
+            pixels = share * side * embedding.image_size[axis] / embedding.input_size[axis]
+            places.append(pixels - 0.5)  # whole numbers are the centres of pixels
+            inside.append((pixels >= 0) & (pixels < embedding.image_size[axis]))
+        step = half / columns * side * embedding.image_size[1] / embedding.input_size[1]
+        depth = _depth_near(mask, CERTAIN / STEEPNESS * step)
+        depth = ndimage.map_coordinates(depth, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest")
+        logits = np.clip(depth / step * STEEPNESS, -CERTAIN, CERTAIN)
+        logits[~(inside[0][:, None] & inside[1])] = -CERTAIN
+        return torch.as_tensor(logits, dtype=torch.float32, device=self.backend.device)
+
+
+def _depth_near(mask: NDArray[np.bool_], reach: float) -> NDArray[np.float64]:
+    """`depth_in`, between -reach and reach; worked out around the mask only."""
+    depth = np.full(mask.shape, -reach)
+    if (box := tight_box(mask)) is not None:
+        (x0, y0), (x1, y1) = (box[:2] - reach - 2).clip(0).astype(int), (box[2:] + reach + 2).astype(int)
+        depth[y0:y1, x0:x1] = depth_in(mask[y0:y1, x0:x1]).clip(-reach, reach)
+    return depth
 
 
 class FullAttention(Attention):

@@ -24,7 +24,7 @@ from sam_gym.envs.settings import Settings
 
 ROW_0 = np.zeros(1, np.intp)
 
-VALUE_DEPTH = {"cue": 1, "points": 2}
+VALUE_DEPTH = {"cue": 1, "points": 2, "mask": 2}
 """Depth of lists that one value of a reset option has, where it is no plain one."""
 
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}

@@ -7,7 +7,6 @@ environments' business (`sam_gym.envs.base`), and what a task is its `Settings` 
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -18,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sam_gym._utils.boxes import clip_box
 from sam_gym.data import DATASETS, SegmentationData, load_data, load_whole_class
 from sam_gym.data.copies import with_copies
 from sam_gym.envs.agreement import Agreement, Scene, embed_text
@@ -26,29 +24,15 @@ from sam_gym.envs.attention import ATTENTIONS
 from sam_gym.envs.decoded import Decoded
 from sam_gym.envs.episode import Episodes, view_of
 from sam_gym.envs.keeping import BEST_PREDICTED, BestMasks
-from sam_gym.envs.labelling import LABELER, TRUTH, Labeler, LabelledCells, LabelScene, clicks_of_truth
+from sam_gym.envs.labelling import LABELER, Labeler, LabelledCells, LabelScene
 from sam_gym.envs.observers import OBSERVERS, Observer, Rows
+from sam_gym.envs.posing import NO_CLICKS, Pose, pose_of
 from sam_gym.envs.rewards import Outcome, Quality, hit_reward, parse_reward, weighted
-from sam_gym.envs.settings import RESET_OPTIONS, Settings
+from sam_gym.envs.settings import Settings
 from sam_gym.sam.backend import ImageEmbedding, get_backend
 from sam_gym.sam.prompts import PromptBatch
 
 NO_ROWS: Rows = np.zeros(0, np.intp)
-
-NO_CLICKS = np.zeros((0, 3), np.float32)
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Where one episode begins: image index, object id, cue box (4,), clicks that are given (k, 3) x, y, label.
-
-    Without clicks, None, an episode begins as its settings say.
-    """
-
-    image: int
-    object_id: int
-    cue: NDArray[np.float32]
-    clicks: NDArray[np.float32] | None
 
 
 class PromptEngine:
@@ -122,41 +106,7 @@ class PromptEngine:
         Raises:
             ValueError: An unknown entry, or an image, object or cue that is not there.
         """
-        request = dict(request or {})
-        if unknown := sorted(request.keys() - set(self.settings.reset_options)):
-            *others, last = map(repr, self.settings.reset_options)
-            raise ValueError(f"unknown reset options {unknown}; known are {', '.join(others)} and {last}")
-        image, wanted, cue, points = (request.pop(name, None) for name in (*RESET_OPTIONS, "points"))
-        objects = self.data.objects
-        if wanted is not None:
-            if image is None:
-                raise ValueError("reset option 'object' needs 'image': object ids count within one image")
-            row = self.data.find(_plain(image), int(wanted))
-        elif image is not None:
-            index = self.data.image_index(_plain(image))
-            rows = np.flatnonzero(objects.image_index == index)
-            if not len(rows):
-                raise ValueError(f"image {self.data.image_ids[index]!r} has no object within the area limits")
-            row = int(rng.choice(rows))
-        else:
-            row = int(rng.integers(len(objects)))
-        index = int(objects.image_index[row])
-        size = self.data.image(index).shape[:2]
-        if cue is None:
-            box = self.settings.draw_cue(objects.box[row], (size[0], size[1]), rng, **request)
-        elif request:
-            raise ValueError(f"reset option 'cue' is the box itself; leave out {sorted(request)}")
-        else:
-            box = np.asarray(cue, np.float32)
-            if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= box[:2]).any():
-                raise ValueError(f"reset option 'cue' must be x0, y0, x1, y1 with x0 < x1 and y0 < y1, got {cue!r}")
-            if (box[2:] <= 0).any() or (box[:2] >= size[::-1]).any():
-                raise ValueError(f"reset option 'cue' lies outside the image of {size[1]} x {size[0]} px: {cue!r}")
-            box = clip_box(box, (size[0], size[1]))
-        clicks = None if points is None else _checked_clicks(points, size, self.settings.given_clicks)
-        if clicks is None and self.settings.first_clicks == TRUTH:
-            clicks = clicks_of_truth(self.data.mask(index, int(objects.object_id[row])), rng)
-        return Pose(index, int(objects.object_id[row]), box, clicks)
+        return pose_of(self.settings, self.data, rng, request)
 
     # ---------------------------------------------------------------- stepping
 
@@ -217,7 +167,7 @@ class PromptEngine:
                 if clicks is None and settings.first_clicks == LABELER:
                     clicks = self.labeler.first_clicks(scene, (image.shape[0], image.shape[1]))
             episodes.give(i, NO_CLICKS if clicks is None else clicks)
-            episodes.decoded[i] |= settings.has_cue
+            episodes.decoded[i] |= settings.has_cue and pose.mask is None
         seen = [self.attention.look(*one) for one in zip(embeddings, episodes.view, strict=True)]
         scenes = [
             self._agreement.scene(self.data.image(pose.image), view, embedding, self.attention.frame(one))
@@ -226,12 +176,17 @@ class PromptEngine:
             for pose, view, embedding, one in zip(fresh.values(), episodes.view, embeddings, seen, strict=True)
         ]
         rows = np.fromiter(fresh, np.intp, len(fresh))
-        return _Begun(rows, episodes, embeddings, seen, truths, scenes, label_scenes)
+        given = [
+            None if pose.mask is None else self.attention.given(one, embedding, pose.mask)
+            for pose, one, embedding in zip(fresh.values(), seen, embeddings, strict=True)
+        ]
+        return _Begun(rows, episodes, embeddings, seen, truths, scenes, label_scenes, given)
 
     def _decode(self, prompted: Rows, begun: _Begun) -> Decoded:
         """The one decode call of a step: the prompts of running episodes, then what new ones begin with.
 
-        A new episode that begins with nothing has an empty mask that nobody decoded or measured.
+        A new episode that begins with nothing has an empty mask that nobody decoded or measured; one that begins with a
+        mask of its own has that.
         """
         running, new, look = self.episodes, begun.episodes, self.attention
         asked = np.concatenate([np.ones(len(prompted), np.bool_), new.decoded])
@@ -239,9 +194,13 @@ class PromptEngine:
         def those(held: list, staged: list) -> list:
             return list(compress([held[row] for row in prompted] + staged, asked))
 
-        nothing = [look.nothing(seen) for seen, decoded in zip(begun.seen, new.decoded, strict=True) if not decoded]
+        unmade = [
+            look.nothing(seen) if given is None else given
+            for seen, given, decoded in zip(begun.seen, begun.given, new.decoded, strict=True)
+            if not decoded
+        ]
         if not asked.any():
-            return Decoded.nothing(nothing)
+            return self._with_given(Decoded.nothing(unmade), begun)
         batch = PromptBatch(
             points=np.concatenate([running.all_points[prompted], new.all_points])[asked],
             labels=np.concatenate([running.all_labels[prompted], new.all_labels])[asked],
@@ -257,7 +216,22 @@ class PromptEngine:
         made = Decoded.of(look.decode(those(self._seen, begun.seen), batch, previous, truths, boxes))
         if self._agreement:
             made.agreement = self._agreement.of(those(self._scenes, begun.scenes), made.logits)
-        return made if asked.all() else made.among(asked, nothing)
+        return made if asked.all() else self._with_given(made.among(asked, unmade), begun)
+
+    def _with_given(self, decoded: Decoded, begun: _Begun) -> Decoded:
+        """Measure, in place, the masks that new episodes are given; new episodes come last in `decoded`."""
+        last = decoded[len(decoded.logits) - len(begun.given) :]
+        for i, given in enumerate(begun.given):
+            if given is None:
+                continue
+            last.iou[i] = last.dice[i] = np.nan
+            if (truth := begun.truths[i]) is not None:
+                mask = self.attention.mask(begun.seen[i], given)
+                shared, either = float((mask & truth).sum()), float((mask | truth).sum())
+                last.iou[i], last.dice[i] = shared / either, 2 * shared / (shared + either)
+            if self._agreement:
+                last.agreement[i] = self._agreement.of([_known(begun.scenes[i])], [given])[0]
+        return decoded
 
     def _finish_step(self, acted: Rows, prompted: Rows, decoded: Decoded) -> NDArray[np.float64]:
         before = Quality(self.quality.iou[acted].copy(), self.quality.dice[acted].copy())
@@ -285,6 +259,7 @@ class PromptEngine:
                 self.labeler.begin(row, _known(begun.label_scenes[i]))
             frame, image = self.attention.frame(begun.seen[i]), self.data.image(int(begun.episodes.image[i]))
             self._observer.begin(row, image, begun.embeddings[i], frame)
+            self.episodes.decoded[row] |= begun.given[i] is not None  # it is fed back as if SAM had made it
         self._update_masks(begun.rows, decoded, first=True)
         self._observer.count(begun.rows)
         if self.best is not None:
@@ -357,7 +332,7 @@ class PromptEngine:
 
 @dataclass
 class _Begun:
-    """Episodes about to begin: the rows they will take, their arrays, embeddings, what is looked at, objects."""
+    """Episodes about to begin: the rows they will take, their arrays, embeddings, what is looked at, objects, masks."""
 
     rows: Rows
     episodes: Episodes
@@ -366,30 +341,9 @@ class _Begun:
     truths: list[Tensor | None]
     scenes: list[Scene | None]
     label_scenes: list[LabelScene | None]
+    given: list[Tensor | None]
 
 
 def _known(value: Any) -> Any:
     assert value is not None, "reset() fills every row before anything reads it"
     return value
-
-
-def _checked_clicks(points: Any, size: tuple[int, ...], most: int) -> NDArray[np.float32]:
-    """Clicks (k, 3) x, y, label in the pixels of an image of `size`; ValueError if they are none or too many."""
-    try:
-        clicks = np.asarray(points, np.float32) if len(points) else NO_CLICKS
-    except (TypeError, ValueError):
-        clicks = np.zeros(0, np.float32)
-    if clicks.ndim != 2 or clicks.shape[1] != 3 or len(clicks) > most or not np.isin(clicks[:, 2], (0, 1)).all():
-        raise ValueError(
-            f"reset option 'points' must be up to {most} times x, y, label with label 1 (foreground) or 0 (background),"
-            f" got {points!r}"
-        )
-    limit = np.array([size[1] - 1, size[0] - 1])
-    if not ((clicks[:, :2] >= 0) & (clicks[:, :2] <= limit)).all():
-        raise ValueError(f"reset option 'points' leaves the image of {size[1]} x {size[0]} px: {points!r}")
-    return clicks
-
-
-def _plain(image: Any) -> int | str:
-    """NumPy integers and strings as Python's."""
-    return int(image) if isinstance(image, numbers.Integral) else str(image)

@@ -50,6 +50,7 @@ class SemanticSettings(Settings):
     reset_options: ClassVar[tuple[str, ...]] = ("image", "points")
     shown_prompts: ClassVar[ShownPrompts] = ShownClicks()
     has_cue: ClassVar[bool] = False
+    unprompted: ClassVar[str] = "no prompt"
     whole_class: ClassVar[bool] = True
     given_clicks: ClassVar[int] = 8
 

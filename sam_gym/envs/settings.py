@@ -99,6 +99,9 @@ class Settings(ABC):
     has_cue: ClassVar[bool] = True
     """Whether an episode starts from a box and its mask; else from the whole image and no mask."""
 
+    unprompted: ClassVar[str] = "box only"
+    """What tables call whoever stops at once."""
+
     whole_class: ClassVar[bool] = False
     """Whether the target is all of a class in the image, which agents are told in words; else one object."""
 
@@ -173,3 +176,15 @@ class Settings(ABC):
             rng: The sub-environment's own generator.
             **options: The task's own reset options, where given.
         """
+
+    def first_mask(
+        self, labels: NDArray[np.integer], object_id: int, cue: NDArray[np.float32]
+    ) -> NDArray[np.bool_] | None:
+        """The mask (H, W) that an episode begins with, its tight box being the cue; None: SAM makes it of the cue.
+
+        Args:
+            labels: (H, W) of the image, 0 = none, else an object's id.
+            object_id: The object's value in them.
+            cue: The box that `draw_cue` drew; equal arguments give equal masks.
+        """
+        return None

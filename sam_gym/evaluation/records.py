@@ -40,7 +40,12 @@ class EpisodeCase:
         }  # fmt: skip
 
 
-GAIN_KEYS = {"the box alone": "box_only", "no prompt": "no_prompt", "the first clicks": "first_clicks"}
+GAIN_KEYS = {
+    "the box alone": "box_only",
+    "the given mask": "given_mask",
+    "no prompt": "no_prompt",
+    "the first clicks": "first_clicks",
+}
 """What stored records call the gain over what they start from."""
 
 
@@ -86,7 +91,7 @@ class Record:
     def start(self) -> str:
         """What the gain is over: the mask that episodes begin with."""
         if self.cases[0].cue is not None:
-            return "the box alone"
+            return "the given mask" if "mask_error" in self.provenance else "the box alone"
         return "no prompt" if self.provenance.get("first_clicks", "nothing") == "nothing" else "the first clicks"
 
     @property

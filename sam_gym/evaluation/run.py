@@ -91,7 +91,7 @@ def select_cases(env: EngineVectorEnv, max_objects: int | None) -> list[EpisodeC
         return cases
     if max_objects < 1:
         raise ValueError(f"an evaluation needs at least one object, got {max_objects}")
-    return [cases[i] for i in np.linspace(0, len(cases) - 1, max_objects).round().astype(int)]
+    return [cases[i] for i in env.data.spread(max_objects)]
 
 
 def evaluation_provenance(prompter: Prompter, env: EngineVectorEnv, cases: Sequence[EpisodeCase]) -> dict[str, Any]:

@@ -34,9 +34,13 @@ SCRIPTED: dict[str, dict[str, str]] = {
     "SamBoxRefine": {
         "box only": "continuous", "random": "continuous", "iterative box": "discrete", "oracle box": "continuous",
     },
+    "SamProofread": {name: "grid" for name in ("given mask", "random", "centre", "uncertainty", "oracle clicks")},
     "SamPromptSemantic": {name: "grid" for name in ("no prompt", "random", "centre", "uncertainty", "oracle clicks")},
 }  # fmt: skip
 """Task -> its scripted entries, and the action mode that each acts in. The last one is the oracle."""
+
+UNPROMPTED = ("box only", "given mask", "no prompt")
+"""Names of the entry that stops at once, one for each way in which a task begins."""
 
 RANDOM = "random"
 SEEDS = (0, 1, 2)

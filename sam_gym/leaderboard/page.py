@@ -18,15 +18,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from sam_gym._utils.fetching import atomic_path
-from sam_gym.leaderboard.board import RANDOM, oracle_of, task_of
+from sam_gym.leaderboard.board import RANDOM, UNPROMPTED, oracle_of, task_of
 from sam_gym.leaderboard.standings import Standing
 from sam_gym.leaderboard.summaries import HEAD, SHARES_HEAD, Environment, Tables, bracketed, shares_closed
 
 HERE = Path(__file__).resolve().parent
 
 COLOURS = {
-    "box only": "0.55",
-    "no prompt": "0.55",
+    **dict.fromkeys(UNPROMPTED, "0.55"),
     RANDOM: "C1",
     "centre": "C2",
     "uncertainty": "C4",

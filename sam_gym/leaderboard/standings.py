@@ -21,7 +21,7 @@ from sam_gym.evaluation.comparison import (
 )
 from sam_gym.evaluation.metrics import NEVER, prompts_to_reach
 from sam_gym.evaluation.records import THRESHOLDS, Record
-from sam_gym.leaderboard.board import RANDOM, Board, Entry, oracle_of, task_of
+from sam_gym.leaderboard.board import RANDOM, UNPROMPTED, Board, Entry, oracle_of, task_of
 from sam_gym.leaderboard.summaries import Environment, Summary
 
 Table = NDArray[np.float64]
@@ -107,8 +107,8 @@ class Standing:
 
     @property
     def start(self) -> Row | None:
-        """What the others improve on: the box alone, or no prompt."""
-        return self.rows.get("box only", self.rows.get("no prompt"))
+        """What the others improve on: the box alone, a given mask, or no prompt."""
+        return next((self.rows[name] for name in UNPROMPTED if name in self.rows), None)
 
     def normalised(self, row: Row) -> Table:
         """(S, M) on the scale on which random prompts have mean 0 and the oracle has mean 1."""

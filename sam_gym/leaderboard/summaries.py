@@ -15,6 +15,7 @@ from typing import Any
 from sam_gym._utils.fetching import atomic_path
 from sam_gym.evaluation.bootstrap import Interval
 from sam_gym.evaluation.records import THRESHOLDS
+from sam_gym.leaderboard.board import UNPROMPTED
 
 PACKAGED = Path(__file__).resolve().parent / "standings.json"
 """The published standings, written by `sam-gym leaderboard table` in a clone; `sam-gym list` shows scores from them."""
@@ -154,7 +155,7 @@ def shares_closed(environments: Iterable[Environment]) -> list[list[str]]:
     """How far each agent gets in each environment, a row each under `SHARES_HEAD`."""
     rows = []
     for one in environments:
-        start, oracle = one.row("box only", "no prompt"), next((r for r in one.rows if r.kind == "oracle"), None)
+        start, oracle = one.row(*UNPROMPTED), next((r for r in one.rows if r.kind == "oracle"), None)
         for row in one.rows:
             if row.kind == "agents" and row.gap_closed is not None and start is not None and oracle is not None:
                 name = f"{row.name}, {row.seeds} seed{'s' * (row.seeds > 1)}"

@@ -44,5 +44,4 @@ def baselines(settings: Settings, seed: int = 0, *, slow: bool = False) -> dict[
     mode = "cells" if isinstance(actions, LabelledCells) else settings.action_mode
     without = [*(() if slow else SLOW), *(() if actions.stop is not None else ("box only",))]
     makers = {name: make for name, make in PROMPTERS[mode].items() if name not in without}
-    names = {} if settings.has_cue else {"box only": "no prompt"}
-    return {names.get(name, name): make(seed) for name, make in makers.items()}
+    return {settings.unprompted if name == "box only" else name: make(seed) for name, make in makers.items()}

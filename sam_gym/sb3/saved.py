@@ -25,12 +25,14 @@ from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.box_refine import SamBoxRefineVectorEnv
 from sam_gym.envs.observations import MAPS, STATE
 from sam_gym.envs.prompt import SamPromptVectorEnv
+from sam_gym.envs.proofread import SamProofreadVectorEnv
 from sam_gym.envs.shown_prompts import ShownPrompts
 from sam_gym.sb3.description import BESIDE, LOADED_BY, MEMBER, Description, describe, of_model
 from sam_gym.sb3.models import ModelPrompter, load_model
 
 TASKS: dict[str, tuple[type[EngineVectorEnv], tuple[str, ...]]] = {
     "SamPrompt": (SamPromptVectorEnv, ("grid", "point", "box")),
+    "SamProofread": (SamProofreadVectorEnv, ("grid", "point", "box")),
     "SamBoxRefine": (SamBoxRefineVectorEnv, ("continuous", "discrete")),
 }
 """Task that begins with a box -> its vector environment, and its action modes."""

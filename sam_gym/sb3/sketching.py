@@ -8,6 +8,7 @@ sketcher is trained, and by nobody else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,20 +34,24 @@ class Sketcher(nn.Module):
 
     Args:
         observation_space: Of an environment whose episodes begin with a box, observation="full".
-        width: Channels at the grid of the embedding.
+        width: Channels at the grid of the embedding; half of them at twice its size, a quarter at four times.
+        layers: Dilations of the 3x3 convolutions at the grid of the embedding.
     """
 
-    def __init__(self, observation_space: spaces.Dict, width: int = 40) -> None:
+    def __init__(
+        self, observation_space: spaces.Dict, width: int = 48, layers: Sequence[int] = (1, 2, 4, 1, 2, 1)
+    ) -> None:
         super().__init__()
         maps, embedding = (shape_of(observation_space, name) for name in ("maps", "embedding"))
+        half, quarter = width // 2, width // 4
         self.embed = NormedLinear(embedding[0], width)
-        self.fine = nn.Conv2d(maps[0], 12, 3, stride=2, padding=1)
-        self.coarse = nn.Conv2d(12, 24, 3, stride=2, padding=1)
-        self.join = nn.Conv2d(width + 24, width, 1)
-        self.trunk = nn.ModuleList(nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in (1, 2, 4, 1))
-        self.up = nn.Conv2d(width + 24, 24, 3, padding=1)
-        self.draw = nn.Conv2d(24 + 12, 16, 3, padding=1)
-        self.ink = nn.Conv2d(16, 4, 1)
+        self.fine = nn.Conv2d(maps[0], quarter, 3, stride=2, padding=1)
+        self.coarse = nn.Conv2d(quarter, half, 3, stride=2, padding=1)
+        self.join = nn.Conv2d(width + half, width, 1)
+        self.trunk = nn.ModuleList(nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in layers)
+        self.up = nn.Conv2d(width + half, half, 3, padding=1)
+        self.draw = nn.Conv2d(half + quarter, quarter + 4, 3, padding=1)
+        self.ink = nn.Conv2d(quarter + 4, 4, 1)
 
     def forward(self, maps: Tensor, embedding: Tensor) -> Tensor:
         """Logits (N, 64, 64) of `maps` (N, K, 64, 64) in [0, 1] and `embedding` (N, C, G, G)."""
@@ -67,6 +72,9 @@ class Sketcher(nn.Module):
 class SketchExtractor(LightExtractor):
     """`LightExtractor` that also sees a frozen sketch of the object, what of it the mask lacks, and what it has beyond.
 
+    Two numbers join the state: the IoU of mask and sketch, both taken as shares, and how sure the sketch is of what it
+    draws (the mean of its shares, weighted by themselves).
+
     Args:
         observation_space: As for `LightExtractor`.
         channels: As for `LightExtractor`.
@@ -76,7 +84,8 @@ class SketchExtractor(LightExtractor):
     def __init__(self, observation_space: spaces.Dict, channels: int = 32, width: int = 24) -> None:
         maps = shape_of(observation_space, "maps")
         more = spaces.Box(0, 255, (maps[0] + 3, *maps[1:]), np.uint8)
-        super().__init__(spaces.Dict({**observation_space.spaces, "maps": more}), channels, width)
+        state = spaces.Box(-np.inf, np.inf, (shape_of(observation_space, "state")[0] + 2,), np.float32)
+        super().__init__(spaces.Dict({**observation_space.spaces, "maps": more, "state": state}), channels, width)
         self._observation_space = observation_space
         self.sketcher = Sketcher(observation_space).requires_grad_(False)
 
@@ -87,7 +96,11 @@ class SketchExtractor(LightExtractor):
             sketch = self.sketcher(maps, observations["embedding"]).sigmoid()
             mask = maps[:, MAPS.index("mask")]
             drawn = torch.stack([sketch, sketch * (1 - mask), (1 - sketch) * mask], dim=1)
-        return super().forward({**observations, "maps": torch.cat([maps, drawn], dim=1)})
+            ink, lacking, beyond = drawn.sum(dim=(2, 3)).unbind(dim=1)
+            iou = (ink - lacking) / (ink + beyond).clamp(min=1)
+            sure = (sketch * sketch).sum(dim=(1, 2)) / ink.clamp(min=1)
+        state = torch.cat([observations["state"], iou[:, None], sure[:, None]], dim=1)
+        return super().forward({**observations, "maps": torch.cat([maps, drawn], dim=1), "state": state})
 
 
 @dataclass(frozen=True)
