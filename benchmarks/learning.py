@@ -23,16 +23,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import tyro
+from held_out import RETURNED, env_id_of, interval, scripted, summary, trained
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from trainings import ROOT, finished
 
 from sam_gym._utils.fetching import write_json
-from sam_gym.envs.keeping import BEST_PREDICTED, LAST
-from sam_gym.evaluation import encode_images, evaluate, evaluate_stored, make_evaluation_env, report, select_cases
+from sam_gym.evaluation import make_evaluation_env, report, select_cases
 from sam_gym.evaluation.comparison import paired_difference
-from sam_gym.prompters import box_only, oracle_clicks
-from sam_gym.registration import TASKS
 from sam_gym.sb3 import ModelPrompter, load_model
 
 RESULT = ROOT / "benchmarks" / "results" / "learning.json"
@@ -54,62 +52,6 @@ class Arguments:
     """Where the runs are; what is finished there is not run again."""
     train: bool = True
     """Train what is missing; else leave it out."""
-
-
-def scripted(env_id: str, folder: Path) -> dict[str, NDArray[np.float64]]:
-    """Name -> IoU after each prompt, (objects, T + 1), of the box alone and of the oracle, on the whole test split."""
-    env = make_evaluation_env(env_id, "test", data="real", precision="exact")
-    encode_images(env.backend, [env.data])
-    found = {}
-    for name, prompter in (("box only", box_only), ("oracle clicks", oracle_clicks)):
-        record, _ = evaluate_stored(prompter, name, env, folder / f"{name.replace(' ', '_')}.json")
-        found[name] = record.iou
-    return found
-
-
-def trained(env_id: str, run: Path, seed: int) -> dict[str, NDArray[np.float64]]:
-    """Name and what is returned -> IoU after each prompt, of a run's clone and agent, on the whole test split.
-
-    Both columns come of one evaluation: which masks are made does not depend on which one is returned.
-    """
-    env = make_evaluation_env(env_id, "test", data="real", precision="exact", returns=BEST_PREDICTED)
-    encode_images(env.backend, [env.data])
-    best, episodes = env.engine.best, env.episodes
-    assert best is not None, "it returns them"
-    found = {}
-    for name, file in ENTRIES:
-        made: dict[tuple[int, int], list[float]] = {}
-        plain = best.note
-
-        def note(engine: Any, rows: Any, decoded: Any, *, first: bool, made: Any = made, plain: Any = plain) -> None:
-            for row, iou in zip(rows, decoded.iou, strict=True):
-                key = int(episodes.image[row]), int(episodes.object_id[row])
-                if first:
-                    made[key] = []
-                made[key].append(float(iou))
-            plain(engine, rows, decoded, first=first)
-
-        agent = ModelPrompter(load_model(run / file, env.single_action_space, device="cpu"))
-        stored = run / f"test-{name}.json"
-        if stored.is_file():
-            content = json.loads(stored.read_text(encoding="utf-8"))
-        else:
-            best.note = note  # type: ignore[method-assign]
-            record = evaluate(agent, env, name=f"{env_id}, {name}, seed {seed}")
-            best.note = plain  # type: ignore[method-assign]
-            steps = record.iou.shape[1]
-            last = [made[case.image, case.object_id] for case in record.cases]
-            content = {
-                BEST_PREDICTED: record.iou.tolist(),
-                LAST: [curve + curve[-1:] * (steps - len(curve)) for curve in last],
-                "identity": agent.identity,
-            }
-            write_json(stored, content)
-        if content["identity"] != agent.identity:
-            raise ValueError(f"{stored} is of other weights than {run / file}: delete it")
-        for returns in (LAST, BEST_PREDICTED):
-            found[f"{name}, {returns}"] = np.array(content[returns])
-    return found
 
 
 def judged(env_id: str, run: Path) -> dict[str, float]:
@@ -145,7 +87,7 @@ def judged(env_id: str, run: Path) -> dict[str, float]:
 
 def measured(dataset: str, arguments: Arguments) -> dict[str, Any] | None:
     """What one dataset's table rows are made of; None if nothing is trained."""
-    env_id = next(task.env_id(dataset) for task in TASKS if task.name == "SamPrompt")
+    env_id = env_id_of(dataset)
     scores: dict[str, list[NDArray[np.float64]]] = {}
     judges, seeds = [], []
     for seed in arguments.seeds:
@@ -155,26 +97,19 @@ def measured(dataset: str, arguments: Arguments) -> dict[str, Any] | None:
         if not finished(run, how, arguments.train):
             continue
         seeds.append(seed)
-        for name, curve in trained(env_id, run, seed).items():
-            scores.setdefault(name, []).append(curve)
+        for name, file in ENTRIES:
+            curves = trained(env_id, run / file, run / f"test-{name}.json", f"{name}, seed {seed}")
+            for returns, curve in curves.items():
+                scores.setdefault(f"{name}, {returns}", []).append(curve)
         judges.append(judged(env_id, run))
     if not seeds:
         return None
     base = scripted(env_id, arguments.folder / dataset)
     box, oracle = (base[name][:, -1] for name in ("box only", "oracle clicks"))
-    finals = {name: np.stack([curve[:, -1] for curve in found]) for name, found in scores.items()}
-    rows = {}
-    for name, final in finals.items():
-        gain = paired_difference(final, box)
-        rows[name] = {
-            "final": float(final.mean()),
-            "gain": [gain.mean, gain.low, gain.high],
-            "closed": float((final.mean() - box.mean()) / (oracle.mean() - box.mean())),
-            "failures": float((final < box - 1e-9).mean()),
-            "curve": np.mean(scores[name], axis=(0, 1)).tolist(),
-        }
-    for returns in (LAST, BEST_PREDICTED):
-        difference = paired_difference(finals[f"agent, {returns}"], finals[f"clone, {returns}"])
+    rows = {name: summary(curves, box, oracle) for name, curves in scores.items()}
+    for returns in RETURNED:
+        agent, clone = (np.stack([c[:, -1] for c in scores[f"{name}, {returns}"]]) for name in ("agent", "clone"))
+        difference = paired_difference(agent, clone)
         rows[f"agent, {returns}"]["ppo"] = [difference.mean, difference.low, difference.high]
     means = {name: float(np.mean([one[name] for one in judges])) for name in judges[0]}
     return {"env": env_id, "seeds": seeds, "objects": len(box), "box": float(box.mean()),
@@ -191,9 +126,9 @@ def tables(stored: dict[str, Any]) -> str:
             entry, returns = name.split(", ")
             rows.append(
                 [dataset, str(found["objects"]), str(len(found["seeds"])), entry,
-                 {LAST: "last mask", BEST_PREDICTED: "best predicted"}[returns], f"{found['box']:.3f}",
-                 f"{row['final']:.3f}", _interval(row["gain"]), f"{found['oracle']:.3f}",
-                 f"{100 * row['closed']:.0f} %", _interval(row["ppo"]) if "ppo" in row else "",
+                 RETURNED[returns], f"{found['box']:.3f}",
+                 f"{row['final']:.3f}", interval(row["gain"]), f"{found['oracle']:.3f}",
+                 f"{100 * row['closed']:.0f} %", interval(row["ppo"]) if "ppo" in row else "",
                  f"{100 * row['failures']:.0f} %"]
             )  # fmt: skip
     judges = [["dataset", "masks a seed", "error of the judge", "of SAM", "rank correlation of the judge", "of SAM"]]
@@ -203,10 +138,6 @@ def tables(stored: dict[str, Any]) -> str:
         names = ("judge error", "SAM error", "judge correlation", "SAM correlation")
         judges.append([dataset, f"{one['masks']:.0f}", *(f"{one[name]:.3f}" for name in names)])
     return f"{report.markdown(rows)}\n{report.markdown(judges)}"
-
-
-def _interval(three: list[float]) -> str:
-    return f"{three[0]:+.3f} ({three[1]:+.3f} to {three[2]:+.3f})"
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ class BoxRow:
         id: As the file of boxes calls it.
         x0, y0, x1, y1: The box that was given.
         area: Pixels in its mask; "" where there is an error, as in the next two.
-        predicted_iou: SAM's own estimate of the mask's IoU; nobody has measured it.
+        predicted_iou: What the agent's judge, or SAM, thinks of the mask's IoU; nobody has measured it.
         prompts: Prompts given, the box not counted.
         error: Why there is no mask, or "".
     """

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from sam_gym._utils.boxes import tight_box
 from sam_gym.data import UnlabelledData
 from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.envs.keeping import BEST_PREDICTED, Judge
 from sam_gym.envs.observations import STATE
 from sam_gym.envs.prompt import SamPromptVectorEnv
 from sam_gym.prompters import Prompter, box_only
@@ -37,7 +38,7 @@ class Segment:
         left: First column of `mask` in the image.
         top: First row of it.
         mask: (h, w) bool, the mask cut to its bounding rectangle; (0, 0) if it is empty.
-        predicted_iou: SAM's own estimate, cut to [0, 1].
+        predicted_iou: The estimate of the agent's judge where it has one, else SAM's own; cut to [0, 1].
         prompts: Prompts given, the box not counted.
     """
 
@@ -60,6 +61,9 @@ class Segment:
 
 class Segmenter:
     """Makes masks of boxes with a frozen SAM, and an agent where there is one.
+
+    An agent that has learned to judge masks returns the one that it thinks best, SAM's mask of the box included; any
+    other returns its last one.
 
     Args:
         agent: A trained agent; None takes SAM's mask of the box as it is.
@@ -85,6 +89,9 @@ class Segmenter:
         self._backend: SamBackend = get_backend(checkpoint, device, precision)
         nothing = self._environment(1, np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4)))
         self._prompter: Prompter = box_only if agent is None else agent.prompter(nothing)
+        self._judge: Judge | None = getattr(self._prompter, "judge", None)
+        if self._judge is not None:
+            self._settings["returns"] = BEST_PREDICTED
 
     def provenance(self) -> dict[str, Any]:
         """What masks depend on besides image and box, JSON-able."""
@@ -94,6 +101,7 @@ class Segmenter:
             "checkpoint": checkpoint_id(self._settings["checkpoint"]),
             "precision": self._backend.precision,
             **{name: getattr(settings, name) for name in ("action_mode", "grid", "max_prompts", "view_scale")},
+            **({} if self._judge is None else {"returns": BEST_PREDICTED}),
         }
 
     def __call__(self, image: NDArray[np.uint8], boxes: Sequence[Sequence[float]]) -> list[Segment]:
@@ -114,7 +122,10 @@ class Segmenter:
 
     def _environment(self, n: int, image: NDArray[np.uint8], boxes: ArrayLike) -> EngineVectorEnv:
         data = UnlabelledData("images", ["image"], [image], [boxes])
-        return self._env_class(n, autoreset_mode="Disabled", images=data, **self._settings)
+        env = self._env_class(n, autoreset_mode="Disabled", images=data, **self._settings)
+        if env.engine.best is not None:
+            env.engine.best.judge = self._judge
+        return env
 
 
 def _run(prompter: Prompter, env: EngineVectorEnv, start: int, boxes: Sequence[Sequence[float]]) -> list[Segment]:
@@ -124,7 +135,8 @@ def _run(prompter: Prompter, env: EngineVectorEnv, start: int, boxes: Sequence[S
     while len(running):
         observations, _ = env.step_rows(running, prompter(observations, env)[running])
         running = running[~env.episodes.terminated[running]]
-    estimates = observations["state"][:, STATE.index("predicted_iou")]
+    best = env.engine.best
+    estimates = observations["state"][:, STATE.index("predicted_iou")] if best is None else best.predicted
     return [_segment(env, row, float(estimates[row])) for row in range(len(boxes))]
 
 

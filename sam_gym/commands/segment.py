@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from sam_gym.annotate.cue_boxes import CueBox
     from sam_gym.annotate.segment_folder import BoxRow, SegmentFolder
     from sam_gym.annotate.segmenting import Segmenter
+    from sam_gym.sb3.saved import SavedAgent
+
+AUTO, NONE = "auto", "none"
+"""Values of --agent that are no files."""
+
+GENERALIST = Path(__file__).resolve().parent.parent / "sb3" / "generalist.zip"
+"""The agent that comes with the package, see docs/generalist.md."""
 
 TILES = 48
 """Images on the contact sheet; of more, so many evenly spread."""
@@ -28,7 +35,7 @@ def segment(
     images: Annotated[Path, tyro.conf.arg(metavar="DIR")],
     boxes: Annotated[Path, tyro.conf.arg(metavar="FILE")],
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
-    agent: Annotated[Path | None, tyro.conf.arg(metavar="MODEL.zip")] = None,
+    agent: Annotated[str, tyro.conf.arg(metavar="auto|none|MODEL.zip")] = AUTO,
     checkpoint: str = "mobile_sam",
     device: str = "auto",
     precision: Precision = "auto",
@@ -39,9 +46,11 @@ def segment(
     For example:
 
         sam-gym segment --images photos --boxes boxes.csv --out masks
-        sam-gym segment --images photos --boxes boxes.csv --out better --agent runs/NAME/model.zip
+        sam-gym segment --images photos --boxes boxes.csv --out plain --agent none
+        sam-gym segment --images photos --boxes boxes.csv --out mine --agent runs/NAME/model.zip
 
-    The first takes SAM's mask of each box as it is; in the second a trained agent improves it by clicks or by moving
+    In the first the agent that comes with the package improves SAM's mask of each box by up to five clicks, and returns
+    the mask that it thinks best. The second takes SAM's mask as it is. In the third an agent of yours clicks, or moves
     the box, as it was trained to. boxes.csv has a header and a row a box, in pixels of the image:
 
         image,x0,y0,x1,y1
@@ -50,7 +59,7 @@ def segment(
     It writes into --out:
 
         labels/IMAGE.png    integers: 0, or the box's label; where masks overlap, of the smaller one
-        boxes.csv           a row a box: label, area, SAM's own estimate of the IoU, prompts given, or the error
+        boxes.csv           a row a box: label, area, predicted IoU, prompts given, or the error
         contact_sheet.png   images, boxes and masks to look at
         run.json            agent, SAM, settings and versions
 
@@ -62,8 +71,9 @@ def segment(
         boxes: CSV as above (x1 and y1 exclusive; images by their path below --images; a column id, 1..65535, sets
             labels that are else 1, 2, ... in each image), or the JSON of a COCO dataset.
         out: Folder of the results.
-        agent: A model from sam-gym train; without one, the boxes alone. Whether it clicks or moves boxes is read
-            off the file, which can run code: use models of people you trust.
+        agent: auto, the agent of the package, where --checkpoint is mobile_sam, which it was trained with; none, the
+            boxes alone; or a model from sam-gym train. Whether that clicks or moves boxes is read off the file, which
+            can run code: use models of people you trust.
         checkpoint: SAM weights: a name or a file, for an agent those it was trained with.
         device: Where SAM and the agent run: auto, cpu, cuda.
         precision: SAM's decoder: exact (float32), fast (bfloat16), official (segment_anything's own), auto (fast where
@@ -80,7 +90,7 @@ def segment(
     from sam_gym.annotate.segmenting import Segmenter
     from sam_gym.evaluation.report import provenance
 
-    segmenter = Segmenter(None if agent is None else load_agent(agent, device), checkpoint, device, precision)
+    segmenter = Segmenter(_agent_of(agent, checkpoint, device), checkpoint, device, precision)
     results = SegmentFolder(out)
     results.open(segmenter.provenance(), provenance(), overwrite=overwrite)
     waiting = [name for name in cues if not results.done(name, cues[name])]
@@ -100,6 +110,22 @@ def segment(
     if not interrupted:
         _write_sheet(results, images, cues, out / "contact_sheet.png")
     _summarise(results, len(cues), len(cues) - len(waiting), worked, interrupted)
+
+
+def _agent_of(name: str, checkpoint: str, device: str) -> SavedAgent | None:
+    """The agent of the option --agent."""
+    if name == NONE:
+        return None
+    if name != AUTO:
+        return load_agent(Path(name), device)
+    if checkpoint != "mobile_sam":
+        say(f"the agent of the package was trained with mobile_sam: with {checkpoint} the boxes alone are segmented")
+        return None
+    try:
+        return load_agent(GENERALIST, device)
+    except ValueError as error:  # its dependencies are an extra
+        say(f"the boxes alone are segmented, for the agent of the package cannot be loaded: {error}")
+        return None
 
 
 def _files_of(folder: Path, out: Path, cues: Mapping[str, object]) -> set[str]:
@@ -172,7 +198,7 @@ def _tile(results: SegmentFolder, folder: Path, name: str, cues: Sequence[CueBox
     good = [row for row in results.rows[name] if not row.error]
     mean = sum(float(row.predicted_iou) for row in good) / max(1, len(good))
     what = "box" if len(good) == 1 else "boxes"
-    note = f"{len(good)} {what}, SAM's own estimate of IoU {mean:.2f}" + (f", {len(errors)} failed" if errors else "")
+    note = f"{len(good)} {what}, predicted IoU {mean:.2f}" + (f", {len(errors)} failed" if errors else "")
     picture, boxes = read_image(folder / name), {cue.label: cue.box for cue in cues}
     return Tile(name, note, picture, open_pixels(labels), boxes, failed=bool(errors))
 

@@ -32,11 +32,12 @@ class BestMasks:
 
     Attributes:
         judge: What predicts IoU; None: SAM itself.
+        predicted: (n,) the predicted IoU of each episode's best mask.
     """
 
     def __init__(self, n: int) -> None:
         self.judge: Judge | None = None
-        self._known = np.zeros(n)
+        self.predicted = np.zeros(n)
         self._masks: list[Decoded | None] = [None] * n
 
     def note(self, engine: PromptEngine, rows: Rows, decoded: Decoded, *, first: bool) -> None:
@@ -51,8 +52,8 @@ class BestMasks:
         if not len(rows):
             return
         predicted = decoded.predicted_iou if self.judge is None else self.judge(engine.observations(rows))
-        for i in np.flatnonzero(first | (predicted > self._known[rows])):
-            self._known[rows[i]], self._masks[rows[i]] = predicted[i], decoded[i : i + 1]
+        for i in np.flatnonzero(first | (predicted > self.predicted[rows])):
+            self.predicted[rows[i]], self._masks[rows[i]] = predicted[i], decoded[i : i + 1]
 
     def of(self, row: int) -> Decoded:
         """The best mask of one episode."""

@@ -38,9 +38,7 @@ class Sketcher(nn.Module):
         layers: Dilations of the 3x3 convolutions at the grid of the embedding.
     """
 
-    def __init__(
-        self, observation_space: spaces.Dict, width: int = 48, layers: Sequence[int] = (1, 2, 4, 1, 2, 1)
-    ) -> None:
+    def __init__(self, observation_space: spaces.Dict, width: int = 48, layers: Sequence[int] = (1, 2, 4, 1)) -> None:
         super().__init__()
         maps, embedding = (shape_of(observation_space, name) for name in ("maps", "embedding"))
         half, quarter = width // 2, width // 4

@@ -37,8 +37,10 @@ def save(folder: Path, task: str, policy: str, settings: dict[str, Any]) -> Path
         f"{task}-Synthetic-v0", num_envs=2, split="val", autoreset_mode="SameStep", **SAM, **settings
     )
     algorithm, policy_class = ALGORITHMS[policy]
-    channels = {"features_extractor_kwargs": {"embedding_channels": 32}} if "observation" in settings else {}
-    model = algorithm(policy_class, SamVecEnv(env), n_steps=2, batch_size=4, seed=3, policy_kwargs=channels)
+    more: dict[str, Any] = {"judge": True} if policy == "SketchPolicy" else {}
+    if "observation" in settings:
+        more = {"features_extractor_kwargs": {"embedding_channels": 32}}
+    model = algorithm(policy_class, SamVecEnv(env), n_steps=2, batch_size=4, seed=3, policy_kwargs=more)
     if policy == "BoxPolicy":
         model.policy.action_net.bias.data.fill_(0.3)  # an untrained one would leave all boxes alone
     model.save(folder / "model.zip")
@@ -51,6 +53,30 @@ def case() -> tuple[NDArray[np.uint8], Any, list[list[float]]]:
     data = load_data("synthetic-em", "val")
     rows = np.flatnonzero(data.objects.image_index == 0)[:17]
     return data.image(0), data, (data.objects.box[rows] + [-2, -2, 3, 1]).clip(0, 255).tolist()
+
+
+def test_an_agent_that_judges_returns_the_mask_that_it_thinks_best(tmp_path: Path, case: Any) -> None:
+    image, _, boxes = case
+    agent = SavedAgent.load(save(tmp_path, "SamPrompt", "SketchPolicy", {}), "cpu")
+    segmenter = Segmenter(agent, **SAM)
+    assert segmenter.provenance()["returns"] == "best_predicted"
+    data = UnlabelledData("images", ["image"], [image], [boxes[:4]])
+    env = SamPromptVectorEnv(4, autoreset_mode="Disabled", images=data, **SAM, **agent.settings)
+    prompter = agent.prompter(env)
+    assert prompter.judge is not None
+    poses = {row: {"image": 0, "object": row + 1, "cue": np.array(boxes[row], np.float32)} for row in range(4)}
+    observations, judged, masks, rows = env.begin_rows(poses), [], [], np.arange(4)
+    while len(rows):
+        judged.append(prompter.judge(observations))
+        masks.append([env.mask(row) for row in range(4)])
+        observations, _ = env.step_rows(rows, prompter(observations, env)[rows])
+        rows = rows[~env.episodes.terminated[rows]]
+    judged.append(prompter.judge(observations))
+    masks.append([env.mask(row) for row in range(4)])
+    for row, segment in enumerate(segmenter(image, boxes[:4])):
+        best = int(np.argmax(np.array(judged)[:, row]))
+        assert segment.predicted_iou == pytest.approx(judged[best][row], abs=1e-5)
+        assert segment.area == masks[best][row].sum()
 
 
 @pytest.mark.parametrize(("task", "policy", "settings"), MODELS)
