@@ -4,10 +4,9 @@
     python benchmarks/generalist.py --agents all         only the agent of all data sets
     python benchmarks/generalist.py --no-train           take the runs that are finished, train nothing
 
-"all" is trained on SamPrompt-Mixed-v0. The others are trained on the same without ISBI, without VNC, and without DSB,
-in half the steps. No agent sees a real blood smear: WBC is left out of all. Each training takes an hour or less on one
-core. The held-out split is evaluated whole, with the full and exact decoder. Stored in
-benchmarks/results/generalist.{json,md}.
+"all" is trained on SamPrompt-Mixed-v0. Each of the others is trained on the same without one laboratory's images, in
+half the steps. A training takes an hour or less on one core. Held-out splits are evaluated whole, with the full and
+exact decoder. Stored in benchmarks/results/generalist.{json,md}.
 """
 
 from __future__ import annotations
@@ -35,18 +34,20 @@ from sam_gym.training.recipe import read_recipe
 RESULT = ROOT / "benchmarks" / "results" / "generalist.json"
 ENV = "SamPrompt-Mixed-v0"
 ALL = "all"
-LEFT_OUT = {ALL: (), "without ISBI": ("isbi",), "without VNC": ("vnc",), "without DSB": ("dsb",)}
+LEFT_OUT = {
+    ALL: (), "without ISBI": ("isbi",), "without VNC": ("vnc",), "without WBC": ("wbc",), "without DSB": ("dsb",),
+}  # fmt: skip
 """Agent -> how the names of those data sets begin that it is not trained on."""
 
 UNSEEN = {
-    "WBC": tuple(LEFT_OUT),
-    "WBCNucleus": tuple(LEFT_OUT),
-    "ISBI": ("without ISBI",),
-    "VNCCells": ("without VNC",),
-    "VNCMitochondria": ("without VNC",),
-    "DSB": ("without DSB",),
+    "ISBI": "without ISBI",
+    "VNCCells": "without VNC",
+    "VNCMitochondria": "without VNC",
+    "WBC": "without WBC",
+    "WBCNucleus": "without WBC",
+    "DSB": "without DSB",
 }
-"""Data set -> the agents that never saw it."""
+"""Data set -> the agent that never saw it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Arguments:
     """Train agents of many data sets, and see how far they get on those that they know and those that they do not."""
 
     agents: tuple[str, ...] = tuple(LEFT_OUT)
-    """Which of "all", "without ISBI", "without VNC", "without DSB"."""
+    """Which of "all", "without ISBI", "without VNC", "without WBC", "without DSB"."""
     seeds: tuple[int, ...] = (0,)
     """Of trainings."""
     folder: Path = ROOT / "runs" / "generalist"
@@ -88,7 +89,7 @@ def measured(agent: str, seed: int, arguments: Arguments) -> dict[str, dict[str,
            "--seed", str(seed), "--eval-objects", "210", "--evaluations", "4", "--test-objects", "7"]  # fmt: skip
     if not finished(run, how, arguments.train):
         return {}
-    there = [dataset for dataset, agents in UNSEEN.items() if agent == ALL or agent in agents]
+    there = [dataset for dataset, other in UNSEEN.items() if agent in (ALL, other)]
     return {
         dataset: trained(env_id_of(dataset), run / "model.zip", run / f"test-{dataset}.json", f"{agent}, seed {seed}")
         for dataset in there
@@ -104,7 +105,7 @@ def tables(stored: dict[str, Any]) -> str:
         for agent, found in stored.get(dataset, {}).items():
             for returns, row in found["rows"].items():
                 rows.append(
-                    [dataset, str(found["objects"]), agent, "no" if agent in UNSEEN[dataset] else "yes",
+                    [dataset, str(found["objects"]), agent, "no" if agent == UNSEEN[dataset] else "yes",
                      str(found["seeds"]), RETURNED[returns], f"{found['box']:.3f}", f"{row['final']:.3f}",
                      interval(row["gain"]), f"{found['oracle']:.3f}", f"{100 * row['closed']:.0f} %",
                      f"{100 * row['failures']:.0f} %"]

@@ -22,7 +22,8 @@ FOLDER = {"Folder": "folder"}
 """The same for any folder of images and masks. These ids need `root=...`, and so are not in `env_ids`."""
 
 MIXED = {
-    "Mixed": "isbi2012+vnc-cells+vnc-mitochondria+dsb2018-153+synthetic-smear-cells+synthetic-smear-nuclei+synthetic-em"
+    "Mixed": "isbi2012+vnc-cells+vnc-mitochondria+wbc-cell+wbc-nucleus+dsb2018-153+synthetic-smear-cells"
+    "+synthetic-smear-nuclei+synthetic-em"
 }
 """The same for the mixture that the generalist agent is trained on. It loads all of them, and so is in no list."""
 

@@ -132,11 +132,14 @@ def _caption(
     draw.text((SIZE - 10, 8), progress, fill=INK, font=_font(16), anchor="ra")
     origin = "" if info["source"] == engine.settings.dataset else f"  [{info['source']}]"
     target = info.get("text", f"object {info['object']}")
-    draw.text((10, 38), f"image {info['image']}, {target}{origin}", fill=INK, font=_font(13))
     x = float(SIZE - 10)
     for text, colour in legend:
         draw.text((x, 38), text, fill=colour, font=_font(13), anchor="ra")
         x -= draw.textlength(text, font=_font(13)) + 12
+    what = f"image {info['image']}, {target}{origin}"
+    while len(what) > 1 and draw.textlength(what, font=_font(13)) > x - 10:
+        what = what[:-2] + "…"
+    draw.text((10, 38), what, fill=INK, font=_font(13))
 
 
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

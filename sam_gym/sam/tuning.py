@@ -20,7 +20,7 @@ like any other. `agents/tune_decoder.py` is the command.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from sam_gym._utils.boxes import Floats, missized_box
 from sam_gym._utils.fetching import atomic_path
 from sam_gym.data import SegmentationData
 from sam_gym.sam.added_token import add_token, added_token
-from sam_gym.sam.backend import SamBackend, batch_features
+from sam_gym.sam.backend import ImageEmbedding, SamBackend, batch_features
 from sam_gym.sam.checkpoints import checkpoint_id, load_sam, save_decoder
 from sam_gym.sam.decoder import BatchedDecoder
 
@@ -178,51 +178,76 @@ class Tuner:
         self.steps_done += 1
         return float(loss.detach())
 
-    def _draw(self) -> tuple[NDArray[np.intp], list[Floats]]:
-        """Rows of the object table and a box for each: every object once before any comes again."""
-        settings, objects = self.settings, self.data.objects
+    def _draw(self, other: SegmentationData | None = None) -> tuple[NDArray[np.intp], list[Floats]]:
+        """Rows of the object table, or another one, and a box for each: every object once before any comes again."""
+        data = self.data if other is None else other
+        settings, objects = self.settings, data.objects
         at = np.arange(settings.batch_size) + self.steps_done * settings.batch_size
-        rows = np.array([self._order(int(k) // len(objects))[int(k) % len(objects)] for k in at])
+        rows = np.array([self._order(int(k) // len(objects), len(objects))[int(k) % len(objects)] for k in at])
         rng = np.random.default_rng([settings.seed, 1, self.steps_done])
         errors, odds = zip(*SCHEDULE, strict=True)
         boxes = []
         for row in rows:
-            size = self.data.image(int(objects.image_index[row])).shape[:2]
+            size = data.image(int(objects.image_index[row])).shape[:2]
             error = float(rng.choice(errors, p=odds))
             boxes.append(missized_box(objects.box[row], error, settings.size_error, (size[0], size[1]), rng))
         return rows, boxes
 
-    def _order(self, epoch: int) -> NDArray[np.intp]:
-        return np.random.default_rng([self.settings.seed, 0, epoch]).permutation(len(self.data.objects))
+    def _order(self, epoch: int, objects: int) -> NDArray[np.intp]:
+        return np.random.default_rng([self.settings.seed, 0, epoch]).permutation(objects)
 
     def _loss(self, rows: NDArray[np.intp], boxes: list[Floats]) -> Tensor:
-        objects, device = self.data.objects, self.backend.device
-        images, ids = objects.image_index[rows].tolist(), objects.object_id[rows].tolist()
-        embeddings = self.backend.encode([self.data.image(image) for image in images])
-        n = len(rows)
-        scales = [np.divide(e.input_size, e.image_size)[[1, 0, 1, 0]] for e in embeddings]  # as `SamBackend` has them
-        scaled = [box * scale for box, scale in zip(boxes, scales, strict=True)]
-        features = batch_features([e.features for e in embeddings]).float()  # autocast knows no float16 on a CPU
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.backend.precision == "fast"):
-            logits, quality = self._decoder(
-                features,
-                torch.zeros(n, 0, 2, device=device),
-                torch.zeros(n, 0, dtype=torch.int8, device=device),
-                torch.as_tensor(np.stack(scaled), dtype=torch.float32, device=device),
-                None,
-                torch.zeros(n, dtype=torch.bool, device=device),
-            )
-        low = logits.shape[-1] / self.sam.image_encoder.img_size
+        return self._mask_loss(self.data, rows, boxes)
+
+    def _mask_loss(self, data: SegmentationData, rows: NDArray[np.intp], boxes: list[Floats]) -> Tensor:
+        objects, device = data.objects, self.backend.device
+        embeddings = self._embeddings(data, rows)
+        logits, quality = self._decoded(self._decoder, embeddings, boxes)
         losses = []
-        for i, (embedding, image, object_id) in enumerate(zip(embeddings, images, ids, strict=True)):
-            h, w = (math.ceil(length * low) for length in embedding.input_size)
-            truth = torch.as_tensor(self.data.mask(image, object_id), device=device)
+        for i, (embedding, row) in enumerate(zip(embeddings, rows, strict=True)):
+            h, w = self._low_size(embedding)
+            truth = torch.as_tensor(
+                data.mask(int(objects.image_index[row]), int(objects.object_id[row])), device=device
+            )
             losses.append(
                 mask_loss(
                     logits[i, 0, :h, :w].float(), quality[i, 0].float(), truth, boxes[i], self.settings.iou_weight
                 )
             )
         return torch.stack(losses).mean()
+
+    def _embeddings(self, data: SegmentationData, rows: NDArray[np.intp]) -> list[ImageEmbedding]:
+        return self.backend.encode([data.image(int(data.objects.image_index[row])) for row in rows])
+
+    def _low_size(self, embedding: ImageEmbedding) -> tuple[int, int]:
+        """Rows and columns of low-resolution logits that lie in the image and not in its padding."""
+        low = self.backend.mask_size[0] / self.sam.image_encoder.img_size
+        h, w = (math.ceil(length * low) for length in embedding.input_size)
+        return h, w
+
+    def _decoded(
+        self,
+        decoder: BatchedDecoder,
+        embeddings: Sequence[ImageEmbedding],
+        boxes: Sequence[Floats],
+        *,
+        multimask: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Low-resolution logits (N, K, 4h, 4w) and predicted IoU (N, K) of one box an embedding."""
+        device, n = self.backend.device, len(boxes)
+        scales = [np.divide(e.input_size, e.image_size)[[1, 0, 1, 0]] for e in embeddings]  # as `SamBackend` has them
+        scaled = [box * scale for box, scale in zip(boxes, scales, strict=True)]
+        features = batch_features([e.features for e in embeddings]).float()  # autocast knows no float16 on a CPU
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.backend.precision == "fast"):
+            return decoder(
+                features,
+                torch.zeros(n, 0, 2, device=device),
+                torch.zeros(n, 0, dtype=torch.int8, device=device),
+                torch.as_tensor(np.stack(scaled), dtype=torch.float32, device=device),
+                None,
+                torch.zeros(n, dtype=torch.bool, device=device),
+                multimask=multimask,
+            )
 
 
 def mask_loss(logits: Tensor, quality: Tensor, truth: Tensor, box: Floats, iou_weight: float) -> Tensor:

@@ -209,7 +209,7 @@ def test_the_decoder_is_trained_on_what_a_backend_gives_it(make: Make, data: Seg
     tuner.sam.prompt_encoder.added_token.requires_grad_(False)
     given: list[tuple] = []
     decoder = tuner._decoder
-    tuner._decoder = lambda *a: (given.append(a), decoder(*a))[1]
+    tuner._decoder = lambda *a, **more: (given.append(a), decoder(*a, **more))[1]
     rows, boxes = tuner._draw()
     tuner._loss(rows, boxes)
     backend = SamBackend("tiny_random", "cpu")

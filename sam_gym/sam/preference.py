@@ -1,0 +1,212 @@
+"""Preference optimisation of SAM's mask decoder: somebody says which of several masks is better, and nobody draws one.
+
+Konwer et al., "Enhancing SAM with Efficient Prompting and Preference Optimization" (CVPR 2025), on SAM's own decoder.
+For an object and a box the decoder as it was (the *reference*) makes candidate masks; a judge rates them
+(`sam_gym.sam.judges`); the loss raises the odds of the better ones against those of the worse ones, relative to the
+reference (Rafailov et al. 2023, "Direct preference optimization").
+
+With a mask's pixels as independent choices, the log-odds of candidates is linear in the logits and lives on the pixels
+in which they differ, since their weights sum to zero. It is divided by the number of those pixels, without which a
+few hundred of 65,536 pixels would not be heard. No code was published; what was not published is chosen here and said
+so.
+
+It stands on `sam_gym.sam.tuning`, which is stage 1: drawing, schedule, state and file are its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sam_gym._utils.boxes import Floats, noisy_box
+from sam_gym._utils.naming import unknown
+from sam_gym.data import SegmentationData
+from sam_gym.sam.backend import ImageEmbedding, SamBackend
+from sam_gym.sam.checkpoints import load_sam
+from sam_gym.sam.decoder import BatchedDecoder
+from sam_gym.sam.judges import Candidates, Judge
+from sam_gym.sam.tuning import Tuner, TuningSettings
+
+WEIGHTS = {2: (1.0, -1.0), 4: (1.0, 0.5, -0.5, -1.0)}
+"""Weights of candidates from the best to the worst, as published for four."""
+
+THRESHOLDS = {2: (0.3, 0.6), 4: (0.3, 0.4, 0.5, 0.6)}
+"""Probabilities at which the reference's mask is cut, as two sources have it."""
+
+SOURCES = ("thresholds", "three", "boxes")
+"""Where candidates come from: the mask cut at `THRESHOLDS`, as published; SAM's three masks, and its single one; or the
+masks of boxes beside the one drawn."""
+
+BOX_NOISE = 0.15
+"""Relative error of the sides of those boxes."""
+
+
+@dataclass(frozen=True)
+class PreferenceSettings(TuningSettings):
+    """How to tune by preferences. The rates are lower than in stage 1, for little of the old decoder may be lost.
+
+    Attributes:
+        candidates: One of `SOURCES`.
+        count: How many: 2 or 4.
+        beta: Factor of the margin.
+        smoothing: Share of ratings that is taken for wrong (label smoothing; conservative DPO, Mitchell 2023).
+        anchor: Weight of a fall of the best candidate's log-odds below the reference's (DPO-positive, Pal et al. 2024).
+        supervised: Weight of stage 1's loss on as many labelled objects, where there are any.
+    """
+
+    method: str = "decoder"
+    steps: int = 400
+    learning_rate: float = 5e-5
+    candidates: str = "boxes"
+    count: int = 4
+    beta: float = 1.0
+    smoothing: float = 0.0
+    anchor: float = 1.0
+    supervised: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.candidates not in SOURCES:
+            raise ValueError(unknown("source of candidates", self.candidates, SOURCES))
+        if self.count not in WEIGHTS:
+            raise ValueError(f"count={self.count}: 2 or 4 candidates are compared")
+        if not 0 <= self.smoothing < 0.5:
+            raise ValueError(f"smoothing={self.smoothing} must be at least 0 and below one half")
+
+
+def rank_weights(ratings: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(K,) weights of rated candidates, K = 2 or 4: those of `WEIGHTS` by rank; equal ratings share theirs.
+
+    Example:
+        >>> import numpy as np
+        >>> rank_weights(np.array([1.0, 4.0, 3.0, 3.0]))
+        array([-1.,  1.,  0.,  0.])
+    """
+    order = np.argsort(-ratings, kind="stable")
+    weights = np.empty(len(ratings))
+    weights[order] = WEIGHTS[len(ratings)]
+    return np.array([weights[ratings == rating].mean() for rating in ratings])
+
+
+def preference_loss(
+    logits: Tensor, reference: Tensor, masks: Tensor, weights: Sequence[float], settings: PreferenceSettings
+) -> Tensor | None:
+    """Loss of one object: -log sigmoid(beta m), m = sum_k w_k <Y_k, z - z_ref> / |D|, and the anchor.
+
+    D are the pixels in which the candidates differ.
+
+    Args:
+        logits: (h, w) z, of the decoder that learns.
+        reference: (h, w) z_ref, of the decoder as it was.
+        masks: (K, h, w) bool, the candidates Y.
+        weights: K numbers that sum to zero (`rank_weights`).
+        settings: `beta`, `smoothing` and `anchor` count.
+
+    Returns:
+        A scalar; None where nothing is preferred: the candidates, or their ratings, are all equal.
+    """
+    differing = masks.any(dim=0) & ~masks.all(dim=0)
+    if not differing.any() or not any(weights):
+        return None
+    drawn, moved = masks[:, differing].to(logits.dtype), (logits - reference)[differing]
+    margin = settings.beta * (drawn.new_tensor(list(weights)) @ drawn @ moved) / differing.sum()
+    loss = -(1 - settings.smoothing) * F.logsigmoid(margin) - settings.smoothing * F.logsigmoid(-margin)
+    if settings.anchor:
+        best = drawn[int(np.argmax(weights))]
+        odds = [best * one[differing] - F.softplus(one[differing]) for one in (reference, logits)]
+        loss = loss + settings.anchor * F.relu((odds[0] - odds[1]).mean())
+    return loss
+
+
+class PreferenceTuner(Tuner):
+    """Stage 2: a decoder learns from ratings of its masks.
+
+    Args:
+        checkpoint: The decoder of stage 1, or any other; it is also the reference.
+        data: Rated objects. Their truths reach the judge, the boxes drawn around them, and nothing else.
+        settings: See `PreferenceSettings`.
+        backend: As for `Tuner`.
+        judge: Rates the candidates.
+        labelled: Objects whose masks are known, for stage 1's loss beside; None for none.
+        state: As for `Tuner`.
+
+    Attributes:
+        skipped: Objects so far whose candidates, or ratings, were all equal, so that nothing was learned from them.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        data: SegmentationData,
+        settings: PreferenceSettings,
+        backend: SamBackend,
+        judge: Judge,
+        labelled: SegmentationData | None = None,
+        state: Path | None = None,
+    ) -> None:
+        self._preference, self._judge, self._labelled, self.skipped = settings, judge, labelled, 0
+        self._reference = BatchedDecoder(load_sam(checkpoint).to(backend.device))
+        super().__init__(checkpoint, data, settings, backend, state)
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        labelled = None if self._labelled is None else self._labelled.hash()
+        return {**super()._identity, "judge": self._judge.identity, "labelled": labelled}
+
+    def _loss(self, rows: NDArray[np.intp], boxes: list[Floats]) -> Tensor:
+        losses = []
+        embeddings = self._embeddings(self.data, rows)
+        logits, _ = self._decoded(self._decoder, embeddings, boxes)
+        for i, row in enumerate(rows):
+            reference, masks, weights = self._rated(int(row), embeddings[i], boxes[i])
+            h, w = reference.shape
+            loss = preference_loss(logits[i, 0, :h, :w].float(), reference, masks, weights, self._preference)
+            if loss is None:
+                self.skipped += 1
+            else:
+                losses.append(loss)
+        total = torch.stack(losses).mean() if losses else 0 * logits.sum()
+        if self._labelled is not None and self._preference.supervised:
+            known, around = self._draw(self._labelled)
+            total = total + self._preference.supervised * self._mask_loss(self._labelled, known, around)
+        return total
+
+    @torch.no_grad()
+    def _rated(self, row: int, embedding: ImageEmbedding, box: Floats) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
+        """Logits of the reference for a box (h, w), candidate masks (K, h, w), and the judge's weights of them."""
+        objects, settings = self.data.objects, self._preference
+        image, object_id = int(objects.image_index[row]), int(objects.object_id[row])
+        size = self.data.image(image).shape[:2]
+        rng = np.random.default_rng([settings.seed, 2, row, *np.asarray(box, np.float32).view(np.uint32).tolist()])
+        single, estimate = self._decoded(self._reference, [embedding], [box])
+        cuts = [0.0] * settings.count
+        if settings.candidates == "thresholds":
+            cuts = [math.log(share / (1 - share)) for share in THRESHOLDS[settings.count]]
+            made, estimates = single.repeat(1, len(cuts), 1, 1)[0], estimate.repeat(1, len(cuts))[0]
+        elif settings.candidates == "three":
+            three, known = self._decoded(self._reference, [embedding], [box], multimask=True)
+            made, estimates = torch.cat([single, three], dim=1)[0], torch.cat([estimate, known], dim=1)[0]
+            chosen = [0, int(known.argmax()) + 1] if settings.count == 2 else range(4)
+            made, estimates = made[list(chosen)], estimates[list(chosen)]
+        else:
+            beside = [noisy_box(box, BOX_NOISE, (size[0], size[1]), rng) for _ in range(settings.count)]
+            several, known = self._decoded(self._reference, [embedding] * settings.count, beside)
+            made, estimates = several[:, 0], known[:, 0]
+        full = torch.stack(
+            [self.backend.upscale(one[None], embedding)[0] > cut for one, cut in zip(made, cuts, strict=True)]
+        )
+        key = f"{self.data.image_ids[image]}/{object_id}/" + ",".join(f"{value:.2f}" for value in box)
+        candidates = Candidates(key, self.data, image, object_id, full.cpu().numpy(), estimates.cpu().numpy())
+        weights = rank_weights(np.asarray(self._judge.rate(candidates), np.float64))
+        h, w = self._low_size(embedding)
+        small = torch.stack([one[:h, :w] > cut for one, cut in zip(made, cuts, strict=True)])
+        return single[0, 0, :h, :w].float(), small, weights
