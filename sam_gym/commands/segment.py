@@ -33,15 +33,18 @@ TILES = 48
 
 def segment(
     images: Annotated[Path, tyro.conf.arg(metavar="DIR")],
-    boxes: Annotated[Path, tyro.conf.arg(metavar="FILE")],
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    boxes: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    text: Annotated[str | None, tyro.conf.arg(metavar="WORDS")] = None,
+    way: str = "shades",
+    clip: str = "clip-micro",
     agent: Annotated[str, tyro.conf.arg(metavar="auto|none|MODEL.zip")] = AUTO,
     checkpoint: str = "mobile_sam",
     device: str = "auto",
     precision: Precision = "auto",
     overwrite: bool = False,
 ) -> None:
-    """Segment images of your own: a box around each object goes in, a mask of each comes out.
+    """Segment images of your own: a box around each object, or a text, goes in; a mask of each comes out.
 
     For example:
 
@@ -56,6 +59,11 @@ def segment(
         image,x0,y0,x1,y1
         cell-01.png,120,44,260,190
 
+    Without boxes, a text says what to look for. Boxes are proposed then, and written to proposals.csv for you to look
+    at, to correct, and to use as --boxes:
+
+        sam-gym segment --images photos --text nucleus --out masks
+
     It writes into --out:
 
         labels/IMAGE.png    integers: 0, or the box's label; where masks overlap, of the smaller one
@@ -68,6 +76,11 @@ def segment(
 
     Args:
         images: Folder of PNG, JPEG, TIFF and BMP files, those of its subfolders included.
+        text: What to look for, in place of --boxes, such as nucleus, mitochondrion, white blood cell.
+        way: How boxes are proposed: shades (bright or dark parts that look like the text), map (where CLIP finds the
+            text), sam (SAM's masks everywhere that look like the text; half a minute an image), otsu (the rarer shade,
+            whatever the text is), whole.
+        clip: What compares regions with the text: clip-micro, or as in sam-gym evaluate.
         boxes: CSV as above (x1 and y1 exclusive; images by their path below --images; a column id, 1..65535, sets
             labels that are else 1, 2, ... in each image), or the JSON of a COCO dataset.
         out: Folder of the results.
@@ -84,6 +97,11 @@ def segment(
         raise ValueError(f"--images {images} is no folder")
     from sam_gym.annotate.cue_boxes import read_cue_boxes
 
+    if (boxes is None) == (text is None):
+        raise ValueError("give --boxes FILE, or --text WORDS to have boxes proposed: one of them")
+    if boxes is None:
+        assert text is not None, "one of them is there"
+        boxes = _proposed(images, out, text, way, clip, checkpoint, device, precision, overwrite=overwrite)
     cues = read_cue_boxes(boxes)
     names = _files_of(images, out, cues)
     from sam_gym.annotate.segment_folder import SegmentFolder
@@ -110,6 +128,26 @@ def segment(
     if not interrupted:
         _write_sheet(results, images, cues, out / "contact_sheet.png")
     _summarise(results, len(cues), len(cues) - len(waiting), worked, interrupted)
+
+
+def _proposed(
+    folder: Path, out: Path, text: str, way: str, clip: str, checkpoint: str, device: str, precision: str,
+    *, overwrite: bool,
+) -> Path:  # fmt: skip
+    """The file of the boxes that are proposed for a text; one that is there for the same is taken as it is."""
+    from sam_gym.annotate.proposing import propose_boxes
+    from sam_gym.sam.backend import get_backend
+    from sam_gym.semantics import get_scorer
+    from sam_gym.semantics.proposals import ProposalSettings, Proposer
+
+    settings = ProposalSettings(way=way)
+    backend = get_backend(checkpoint, device, precision) if way == "sam" else None
+    proposer = Proposer(text, get_scorer(clip, device), backend, settings)
+    inside = out.resolve()
+    names = [path for path in image_files(folder) if inside not in path.resolve().parents]
+    for name, reason in propose_boxes(proposer, folder, names, out, f"{text} ({way}, {clip})", overwrite=overwrite):
+        say(f"nothing is proposed for {name}: {reason}")
+    return out / "proposals.csv"
 
 
 def _agent_of(name: str, checkpoint: str, device: str) -> SavedAgent | None:

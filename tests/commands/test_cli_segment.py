@@ -201,3 +201,48 @@ def test_an_interruption_counts_what_was_done_now(segment: Run, photos: Path, mo
     status, out, _ = segment()
     assert status == 130
     assert out.startswith("2 of 3 images: 0 segmented, 2 found, 0 failed; 0 masks")
+
+
+def test_a_text_proposes_boxes_once_and_for_itself(run: Run, photos: Path, tmp_path: Path) -> None:
+    """Bright and dark blobs on grey: boxes around them are written, segmented, and kept for the same text only."""
+    for name in ("deep/b.jpg", "c.tif"):
+        (photos / name).unlink()
+    scene = np.full((60, 80, 3), 120, np.uint8)
+    scene[10:30, 10:35], scene[35:52, 50:72] = (250, 120, 220), (90, 20, 140)
+    Image.fromarray(scene).save(photos / "a.png")
+    Image.fromarray(np.full((60, 80), 7, np.uint8)).save(photos / "flat.png")
+
+    def text(words: str, *more: str) -> tuple[int, str, str]:
+        return run("segment", "--images", str(photos), "--text", words, "--out", str(tmp_path / "out"), *TINY, *more)
+
+    status, out, err = text("nucleus", "--way", "otsu")
+    assert status == 0
+    assert "nothing is proposed for flat.png: no part of it looks like the text" in err
+    assert out.startswith("1 of 1 images: 1 segmented")
+    rows = (tmp_path / "out/proposals.csv").read_text().splitlines()
+    assert rows[0] == "image,x0,y0,x1,y1,x,y,confidence,asked"
+    assert rows[1].startswith("a.png,")
+    assert len(rows) == 2
+    assert text("nucleus", "--way", "otsu")[1].startswith("1 of 1 images: 0 segmented, 1 found")
+    status, _, err = text("membrane", "--way", "otsu")
+    assert status != 0
+    assert "has proposals for nucleus (otsu, clip-micro), not for membrane (otsu, clip-micro)" in err
+    for arguments in ((), ("--text", "nucleus", "--boxes", "boxes.csv")):
+        status, _, err = run("segment", "--images", str(photos), "--out", str(tmp_path / "other"), *arguments)
+        assert status != 0
+        assert "give --boxes FILE, or --text WORDS" in err
+    assert (
+        "no box was proposed for nucleus"
+        in run(
+            "segment",
+            "--images",
+            str(photos),
+            "--text",
+            "nucleus",
+            "--way",
+            "sam",
+            "--out",
+            str(tmp_path / "none"),
+            *TINY,
+        )[2]
+    )

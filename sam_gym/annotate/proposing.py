@@ -1,0 +1,70 @@
+"""Boxes for a folder of images, from a text: what `sam_gym.semantics.proposals` proposes, as a file of boxes.
+
+The file is what `read_cue_boxes` reads, so that it can be looked at and corrected by hand before anything is segmented.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sam_gym._utils.fetching import atomic_path
+from sam_gym._utils.progress import progress_bar
+from sam_gym.annotate.cue_boxes import COLUMNS
+from sam_gym.data import read_image
+from sam_gym.semantics.proposals import Proposal, Proposer
+
+NAME = "proposals.csv"
+HEADER = (*COLUMNS, "x", "y", "confidence", "asked")
+"""Box, then a point deep inside, in pixels of the image; the confidence; what was asked for."""
+
+
+def propose_boxes(
+    proposer: Proposer, folder: Path, files: Sequence[Path], out: Path, what: str, *, overwrite: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Write `proposals.csv` into a folder, unless it is there.
+
+    Args:
+        proposer: Proposes.
+        folder: Of the images.
+        files: The images, in it.
+        out: Where to write; made if it is not there.
+        what: What was asked for, in words.
+        overwrite: Write it anew.
+
+    Yields:
+        The path of an image below its folder, and why it has no box.
+
+    Raises:
+        ValueError: No image has any; or the file is there and is of something else.
+    """
+    file = out / NAME
+    if file.is_file() and not overwrite:
+        with open(file, newline="", encoding="utf-8") as opened:
+            asked = {row.get("asked") for row in csv.DictReader(opened)}
+        if asked != {what}:
+            others = ", ".join(map(str, asked))
+            raise ValueError(f"{file} has proposals for {others}, not for {what}: take another --out, or --overwrite")
+        return
+    found: dict[str, list[Proposal]] = {}
+    with progress_bar("propose", len(files), "image") as bar:
+        for path in files:
+            name, reason = path.relative_to(folder).as_posix(), "no part of it looks like the text"
+            try:
+                found[name] = proposer(read_image(path))
+            except (ValueError, OSError) as error:
+                found[name], reason = [], " ".join(str(error).split())
+            if not found[name]:
+                yield name, reason
+            bar.update()
+    if not any(found.values()):
+        raise ValueError(f"no box was proposed for {what} in {len(files)} images: try another --way, or draw --boxes")
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(HEADER)
+        for name, proposals in found.items():
+            for one in proposals:
+                numbers = [f"{value:.1f}" for value in (*one.box, *one.point)]
+                writer.writerow([name, *numbers, f"{one.confidence:.3f}", what])
