@@ -98,7 +98,11 @@ def rank_weights(ratings: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def preference_loss(
-    logits: Tensor, reference: Tensor, masks: Tensor, weights: Sequence[float], settings: PreferenceSettings
+    logits: Tensor,
+    reference: Tensor,
+    masks: Tensor,
+    weights: Sequence[float] | NDArray[np.float64],
+    settings: PreferenceSettings,
 ) -> Tensor | None:
     """Loss of one object: -log sigmoid(beta m), m = sum_k w_k <Y_k, z - z_ref> / |D|, and the anchor.
 
