@@ -25,7 +25,7 @@ AUTO, NONE = "auto", "none"
 """Values of --agent that are no files."""
 
 GENERALIST = Path(__file__).resolve().parent.parent / "sb3" / "generalist.zip"
-"""The agent that comes with the package, see docs/generalist.md."""
+"""The agent that comes with the package, see docs/results/generalist.md."""
 
 TILES = 48
 """Images on the contact sheet; of more, so many evenly spread."""

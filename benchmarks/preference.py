@@ -1,0 +1,271 @@
+"""What preferences between masks are worth beside masks: stage 1, stage 2, their controls, and wrong ratings.
+
+    python benchmarks/preference.py                              everything, real images; hours, resumable
+    python benchmarks/preference.py --datasets DSB --seeds 0     one data set, one seed
+    python benchmarks/preference.py --rows main                  without the rows of wrong ratings
+
+Stage 1 tunes SAM's mask decoder on the first 10, 20 or 50 % of the training images. Stage 2 goes on with ratings of as
+many images that follow. Each row is a decoder of its own, kept under runs/preference/; what is there is not trained
+again. All are measured on the whole test split, by SAM's mask of the box alone. Intervals are 95 % bootstrap intervals
+over objects and seeds, of the difference to stage 1. Stored in benchmarks/results/preference.{json,md}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+# Before torch is loaded, see agents/train_ppo.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+import tyro
+from held_out import env_id_of, interval
+from numpy.typing import NDArray
+from trainings import ROOT
+
+from sam_gym._utils.fetching import write_json
+from sam_gym._utils.progress import progress_bar
+from sam_gym.data import SegmentationData
+from sam_gym.evaluation import encode_images, make_evaluation_env, report, select_cases
+from sam_gym.evaluation.comparison import paired_difference
+from sam_gym.sam.backend import SamBackend, get_backend
+from sam_gym.sam.judges import Judge, OwnEstimate, TruthJudge
+from sam_gym.sam.preference import PreferenceSettings, PreferenceTuner
+from sam_gym.sam.prompts import PromptBatch
+from sam_gym.sam.tuning import Tuner, TuningSettings
+
+RESULT = ROOT / "benchmarks" / "results" / "preference.json"
+CHECKPOINT = "mobile_sam"
+SHARES = (0.1, 0.2, 0.5)
+NOISE = (0.1, 0.2, 0.3)
+CUTS = np.linspace(-4, 4, 33)
+"""Logits at which a mask may be cut."""
+
+Rows = Literal["main", "all"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Tune decoders by masks and by preferences, and compare them."""
+
+    datasets: tuple[str, ...] = ("ISBI", "VNCMitochondria", "DSB", "WBC")
+    """Second part of the environments' ids."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of trainings."""
+    shares: tuple[float, ...] = SHARES
+    """Labelled shares of the training images."""
+    rows: Rows = "all"
+    """main: stages and controls; all: wrong ratings too, for the first share."""
+    steps: int = 400
+    """Steps of each stage."""
+    folder: Path = ROOT / "runs" / "preference"
+    """Where decoders and their IoU are kept."""
+    data: str = "real"
+    """real, or synthetic for a look at how it works."""
+    checkpoint: str = CHECKPOINT
+    """What to begin with."""
+
+
+class Believed(SegmentationData):
+    """Images whose masks are believed to be something else than their truths."""
+
+    believed: Callable[[int, int], NDArray[np.bool_]]
+
+    def mask(self, image: int | str, object_id: int) -> NDArray[np.bool_]:
+        """What is believed."""
+        return self.believed(self.image_index(image), object_id)
+
+
+def images_of(data: SegmentationData, which: range, kind: type[SegmentationData] = SegmentationData) -> Any:
+    """Some images of a split."""
+    columns = ([f(i) for i in which] for f in (data.image_ids.__getitem__, data.image, data.labels))
+    limits = {"min_area": data.min_area, "max_area": data.max_area}
+    return kind(data.name, data.split, data.source, *columns, **limits)
+
+
+class Study:
+    """One data set and one seed.
+
+    Args:
+        dataset: Second part of the environment's id.
+        seed: Of trainings.
+        arguments: Of the command.
+    """
+
+    def __init__(self, dataset: str, seed: int, arguments: Arguments) -> None:
+        self.seed, self.arguments = seed, arguments
+        self.folder = arguments.folder / f"{dataset}-seed{seed}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        how = {"data": arguments.data, "precision": "exact", "checkpoint": arguments.checkpoint}
+        env_id = env_id_of(dataset)
+        self.train = make_evaluation_env(env_id, "train", 1, **how).data
+        env = make_evaluation_env(env_id, "test", 1, **how)
+        self.test, self.cases = env.data, select_cases(env, None)
+        encode_images(env.backend, [self.train, self.test])
+
+    def backend(self, checkpoint: str) -> SamBackend:
+        """Of a decoder; SAM's encoder, and so the embeddings, are the same for all."""
+        return get_backend(checkpoint, precision="exact")
+
+    def trained(self, name: str, make: Callable[[Path], Tuner]) -> Path:
+        """A decoder's file; trained if it is not there, and taken up where it was interrupted."""
+        file = self.folder / f"{name}.safetensors"
+        if not file.is_file():
+            state = file.with_suffix(".state")
+            tuner = make(state)
+            with progress_bar(name, tuner.settings.steps, "step", done=tuner.steps_done) as bar:
+
+                def after(one: Tuner, loss: float) -> None:
+                    bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+                    bar.update()
+                    if one.steps_done % 100 == 0:
+                        one.store()
+
+                tuner.run(after)
+            tuner.save(file)
+            state.unlink(missing_ok=True)
+        return file
+
+    def stage1(self, name: str, data: SegmentationData, checkpoint: str) -> Path:
+        """A decoder tuned on masks."""
+        settings = TuningSettings(method="decoder", steps=self.arguments.steps, seed=self.seed)
+        return self.trained(name, lambda state: Tuner(checkpoint, data, settings, self.backend(checkpoint), state))
+
+    def stage2(
+        self, name: str, data: SegmentationData, labelled: SegmentationData, judge: Judge, checkpoint: str, **more: Any
+    ) -> Path:
+        """A decoder tuned on ratings."""
+        settings = PreferenceSettings(steps=self.arguments.steps, seed=self.seed, **more)
+        backend = self.backend(checkpoint)
+        return self.trained(
+            name, lambda state: PreferenceTuner(checkpoint, data, settings, backend, judge, labelled, state)
+        )
+
+    def iou(self, name: str, checkpoint: str, cut: float = 0.0) -> NDArray[np.float64]:
+        """(M,) IoU on the test split of a decoder's masks of the boxes, cut at a logit."""
+        file = self.folder / f"iou-{name}.json"
+        if not file.is_file():
+            boxes = [(case.image, case.object_id, case.cue) for case in self.cases]
+            write_json(file, {"iou": _iou(self.backend(checkpoint), self.test, boxes, [cut], name)[:, 0].tolist()})
+        return np.array(json.loads(file.read_text(encoding="utf-8"))["iou"])
+
+    def best_cut(self, checkpoint: str, data: SegmentationData) -> float:
+        """The logit at which masks of labelled objects are best cut."""
+        objects = data.objects
+        boxes = list(zip(objects.image_index.tolist(), objects.object_id.tolist(), objects.box.tolist(), strict=True))
+        some = [boxes[i] for i in np.linspace(0, len(boxes) - 1, min(200, len(boxes))).round().astype(int)]
+        return float(CUTS[_iou(self.backend(checkpoint), data, some, CUTS.tolist(), "threshold").mean(axis=0).argmax()])
+
+    def rows(self) -> dict[str, NDArray[np.float64]]:
+        """Row -> IoU (M,)."""
+        base = self.arguments.checkpoint
+        found = {"box only": self.iou("box-only", base)}
+        images = len(self.train.image_ids)
+        for share in self.arguments.shares:
+            n = max(1, round(share * images))
+            first, rest = range(n), range(n, min(2 * n, images))
+            labelled, rated = images_of(self.train, first), images_of(self.train, rest)
+            percent = f"{100 * share:g} %"
+            tag = f"{100 * share:g}"
+            one = str(self.stage1(f"stage1-{tag}", labelled, base))
+            found[f"{percent}: stage 1"] = self.iou(f"stage1-{tag}", one)
+            files = {
+                f"{percent}: + preferences": self.stage2(f"prefer-{tag}", rated, labelled, TruthJudge(), one),
+                f"{percent}: + preferences, thresholds as published": self.stage2(
+                    f"thresholds-{tag}", rated, labelled, TruthJudge(), one, candidates="thresholds"
+                ),
+                f"{percent}: + SAM's own estimate": self.stage2(f"own-{tag}", rated, labelled, OwnEstimate(), one),
+                f"{percent}: + its own masks": self.stage1(f"self-{tag}", self._believed(rest, one), one),
+                f"{percent}: + as many labelled": self.stage1(
+                    f"both-{tag}", images_of(self.train, range(rest.stop)), base
+                ),
+            }
+            if self.arguments.rows == "all" and share == self.arguments.shares[0]:
+                for error in ("neighbour", "any"):
+                    for wrong in NOISE:
+                        judge = TruthJudge(wrong, error, seed=self.seed)
+                        name = f"{percent}: + preferences, {100 * wrong:g} % wrong ({error})"
+                        files[name] = self.stage2(f"{error}{100 * wrong:g}-{tag}", rated, labelled, judge, one)
+            for name, file in files.items():
+                found[name] = self.iou(file.stem, str(file))
+            cut = self.best_cut(one, labelled)
+            found[f"{percent}: stage 1, threshold tuned"] = self.iou(f"cut-{tag}", one, cut)
+        return found
+
+    def _believed(self, which: range, checkpoint: str) -> Believed:
+        """Images whose masks are those of a decoder for tight boxes."""
+        data: Believed = images_of(self.train, which, Believed)
+        backend, boxes = self.backend(checkpoint), data.objects.box
+        kept: dict[tuple[int, int], NDArray[np.bool_]] = {}
+
+        def believed(image: int, object_id: int) -> NDArray[np.bool_]:
+            if (image, object_id) not in kept:
+                box = boxes[data.find(image, object_id)]
+                embedding = backend.encode([data.image(image)])
+                masks = backend.decode(embedding, PromptBatch.from_lists(boxes=[box]), full=True)
+                assert masks.full is not None, "they were asked for"
+                kept[image, object_id] = masks.full[0][0].cpu().numpy()
+            return kept[image, object_id]
+
+        data.believed = believed
+        return data
+
+
+def _iou(backend: SamBackend, data: SegmentationData, boxes: list, cuts: list[float], name: str) -> NDArray[np.float64]:
+    """(M, cuts) IoU of masks of boxes (image, object, box), cut at each logit."""
+    found = np.zeros((len(boxes), len(cuts)))
+    with progress_bar(f"measuring {name}", len(boxes), "object") as bar:
+        for start in range(0, len(boxes), 16):
+            some = boxes[start : start + 16]
+            embeddings = backend.encode([data.image(image) for image, _, _ in some])
+            masks = backend.decode(embeddings, PromptBatch.from_lists(boxes=[box for _, _, box in some]))
+            for i, (image, object_id, _) in enumerate(some):
+                full = backend.upscale(masks.logits[i, 0], embeddings[i])
+                truth = torch.as_tensor(data.mask(image, object_id), device=full.device)
+                for j, cut in enumerate(cuts):
+                    mask = full > cut
+                    found[start + i, j] = float((mask & truth).sum()) / float((mask | truth).sum())
+            bar.update(len(some))
+    return found
+
+
+def tables(stored: dict[str, Any]) -> str:
+    """What is stored, as Markdown."""
+    head = ["dataset", "row", "seeds", "IoU", "less stage 1 (95 %)"]
+    rows = [head, ["---"] * len(head)]
+    for dataset, found in stored.items():
+        for name, row in found["rows"].items():
+            less = interval(row["less"]) if "less" in row else ""
+            rows.append([dataset, name, str(found["seeds"]), f"{row['iou']:.3f}", less])
+    return report.markdown(rows)
+
+
+def main() -> None:
+    """Train, measure, store."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    stored = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    for dataset in arguments.datasets:
+        runs = [Study(dataset, seed, arguments).rows() for seed in arguments.seeds]
+        rows: dict[str, Any] = {}
+        for name in runs[0]:
+            iou = np.stack([run[name] for run in runs])
+            rows[name] = {"iou": float(iou.mean())}
+            stage1 = f"{name.partition(':')[0]}: stage 1"
+            if stage1 in runs[0] and stage1 != name:
+                less = paired_difference(iou, np.stack([run[stage1] for run in runs]))
+                rows[name]["less"] = [less.mean, less.low, less.high]
+        stored[dataset] = {"seeds": len(runs), "rows": rows, **report.provenance()}
+        if arguments.data == "real":
+            write_json(RESULT, stored)
+            RESULT.with_suffix(".md").write_text(tables(stored), encoding="utf-8")
+    print(tables(stored))
+
+
+if __name__ == "__main__":
+    main()
