@@ -122,6 +122,16 @@ def env_ids() -> list[str]:
     return [task.env_id(short) for task in TASKS for short in task.datasets]
 
 
+def unlisted_ids() -> list[str]:
+    """The other ids of single objects: of folders, which need `root=...`, and of the mixture.
+
+    Example:
+        >>> unlisted_ids()[:2]
+        ['SamPrompt-Folder-v0', 'SamPrompt-Mixed-v0']
+    """
+    return [task.env_id(short) for task in TASKS if task.datasets is OBJECTS for short in (*FOLDER, *MIXED)]
+
+
 def register_envs() -> None:
     """Make every id known to Gymnasium; calling it again changes nothing."""
     for task in TASKS:

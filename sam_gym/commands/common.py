@@ -11,7 +11,6 @@ import tyro
 
 from sam_gym._utils.fetching import embeddings_dir
 from sam_gym._utils.naming import question
-from sam_gym.registration import env_ids
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +25,8 @@ EnvId = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
 Precision = Literal["auto", "exact", "fast", "official"]
 Split = Literal["train", "val", "test"]
 DataMode = Literal["auto", "real", "synthetic"]
+Sets = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE ...")]
+"""Settings of an environment, on a command line."""
 
 
 def say(message: str) -> None:
@@ -58,12 +59,6 @@ def image_files(folder: Path) -> list[Path]:
     if not files:
         raise ValueError(f"{folder} and its subfolders hold no image file ({', '.join(SUFFIXES)})")
     return files
-
-
-def check_env_id(env_id: str) -> None:
-    """Raise ValueError, with what may have been meant, unless this is an id of the suite."""
-    if env_id not in env_ids():
-        raise ValueError(f"there is no environment {env_id!r}.{question(env_id, env_ids())} `sam-gym list` shows all")
 
 
 # ------------------------------------------------------------------------------------------------------- prompters

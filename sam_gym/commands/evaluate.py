@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sam_gym.commands.common import DataMode, EnvId, NamedPrompter, Precision, Split, check_env_id
+from sam_gym._utils.asking import env_settings
+from sam_gym.commands.common import DataMode, EnvId, NamedPrompter, Precision, Sets, Split
 
 if TYPE_CHECKING:
     from sam_gym.envs.base import EngineVectorEnv
@@ -24,6 +25,8 @@ def evaluate(
     checkpoint: str = "mobile_sam",
     device: str = "auto",
     precision: Precision = "auto",
+    root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    set: Sets = (),
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
 ) -> None:
     """Measure prompters on every object of a split: a table, and a record with the IoU curve of each object.
@@ -32,6 +35,7 @@ def evaluate(
 
         sam-gym evaluate SamPrompt-ISBI-v0
         sam-gym evaluate SamPrompt-ISBI-v0 --prompter oracle-clicks runs/NAME/model.zip --objects 50
+        sam-gym evaluate SamPrompt-Folder-v0 --root my_cells --set max_prompts=8 min_area=50
 
     Each object is posed once, from a box that is the same for every prompter. Records that are there already, of the
     same episodes, SAM and policy, are taken: after Ctrl-C the same command goes on with those that are missing.
@@ -49,9 +53,11 @@ def evaluate(
         device: Where SAM and the agent run: auto, cpu, cuda.
         precision: SAM's decoder: exact (float32), fast (bfloat16), official (segment_anything's own), auto (fast where
             the hardware has bfloat16, else exact).
-        out: Folder of the records; default evaluations/ID-SPLIT.
+        root: Folder of your own images and masks, for ids such as SamPrompt-Folder-v0 (docs/data.md).
+        set: Settings of the environment, NAME=VALUE each; its page lists them.
+        out: Folder of the records; default evaluations/ID-SPLIT, with the folder's name where there is --root.
     """
-    check_env_id(env_id)
+    asked = env_settings(env_id, root, set)
     if objects is not None and objects < 1:
         raise ValueError(f"--objects must be at least 1, got {objects}")
     from sam_gym.evaluation import evaluate_entries, make_evaluation_env, record_file
@@ -61,7 +67,7 @@ def evaluate(
     def environment(**more: Any) -> EngineVectorEnv:
         return make_evaluation_env(
             env_id, split, min(16, objects or 16), data=data, checkpoint=checkpoint, device=device, precision=precision,
-            **more,
+            **{**more, **asked},
         )  # fmt: skip
 
     named = [NamedPrompter.parse(given, device) for given in prompter]
@@ -70,7 +76,7 @@ def evaluate(
         named = [NamedPrompter(name, None) for name in baselines(environment(**mode).settings)]
     if twice := {one.name for one in named if [other.name for other in named].count(one.name) > 1}:
         raise ValueError(f"two prompters would be called {sorted(twice)[0]!r}: evaluate them into two folders (--out)")
-    folder = out or Path("evaluations") / f"{env_id}-{split}"
+    folder = out or Path("evaluations") / "-".join([env_id, *([] if root is None else [root.name]), split])
     groups: dict[str, tuple[EngineVectorEnv, dict[str, Prompter]]] = {}
     for one in named:  # all are checked before any works; those that need equal settings share an environment
         settings = one.settings(env_id, action_mode)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sam_gym.commands.common import DataMode, EnvId, NamedPrompter, Precision, Split, check_env_id
+from sam_gym._utils.asking import env_settings
+from sam_gym.commands.common import DataMode, EnvId, NamedPrompter, Precision, Sets, Split
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +32,8 @@ def render(
     checkpoint: str = "mobile_sam",
     device: str = "auto",
     precision: Precision = "auto",
+    root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    set: Sets = (),
 ) -> None:
     """Draw one episode: SAM's mask in blue, the truth's outline in yellow, the prompts, step by step.
 
@@ -55,8 +58,10 @@ def render(
         device: Where SAM and the agent run: auto, cpu, cuda.
         precision: SAM's decoder: exact (float32), fast (bfloat16), official (segment_anything's own), auto (fast where
             the hardware has bfloat16, else exact).
+        root: Folder of your own images and masks, for ids such as SamPrompt-Folder-v0 (docs/data.md).
+        set: Settings of the environment, NAME=VALUE each; its page lists them.
     """
-    check_env_id(env_id)
+    asked = env_settings(env_id, root, set)
     write = _writer(out)
     if object is not None and image is None:
         raise ValueError("--object needs --image: object ids count within one image")
@@ -66,9 +71,8 @@ def render(
 
     settings = {"data": data, "checkpoint": checkpoint, "device": device, "precision": precision}
     named = NamedPrompter.parse(prompter, device)
-    env = make_evaluation_env(
-        env_id, split, 1, render_mode="rgb_array", **settings, **named.settings(env_id, action_mode)
-    )
+    wanted = {**settings, **named.settings(env_id, action_mode), **asked}
+    env = make_evaluation_env(env_id, split, 1, render_mode="rgb_array", **wanted)
     if not prompter:
         named = NamedPrompter(list(baselines(env.settings))[-1], None)
     posed: dict[str, Any] = {}

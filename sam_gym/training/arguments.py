@@ -41,6 +41,10 @@ class Arguments:
     attention: Literal["full", "foveated"] = "foveated"
     """How SAM looks while training and validating: full, at whole images; foveated, closely at the object only, which
     is many times quicker. The held-out table is always full."""
+    root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of your own images and masks, for ids such as SamPrompt-Folder-v0 (docs/data.md)."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
+    """Settings of the environment, in training and evaluation; its page lists them."""
     reward: str | None = None
     """What PPO is rewarded for: iou, dice, hit, clip; default the environment's own. Cloning has an oracle that knows
     the truth: with clip and --clone-steps 0 none is needed to train."""

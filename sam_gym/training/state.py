@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sam_gym._utils.asking import env_settings
 from sam_gym.training.recipe import read_recipe
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def begin(arguments: Arguments) -> tuple[Path, dict[str, Any]]:
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         counts[name] = usual if value is None else value
+    asked = env_settings(arguments.env, arguments.root, arguments.set)
     config = read_recipe(arguments.config, arguments.env)
+    config["env_kwargs"] = {**config.get("env_kwargs", {}), **asked}
     stages = (config["clone"], "total_timesteps", "clone_steps"), (config, "n_timesteps", "ppo_steps")
     for section, entry, name in stages:
         if (steps := getattr(arguments, name)) is not None:

@@ -148,3 +148,55 @@ def test_files_that_cannot_be_written(run: Run, monkeypatch: pytest.MonkeyPatch)
         assert (status, out) == (1, "")
         assert err.startswith(message)
     assert "error: --object needs --image" in run("render", "SamPrompt-ISBI-v0", "--out", "a.gif", "--object", "1")[2]
+
+
+def test_a_folder_of_ones_own_and_settings_are_taken(run: Run, tmp_path: Path) -> None:
+    """Evaluated, recorded and drawn like any dataset; what is asked for is what the records say."""
+    labels = np.zeros((30, 40), np.uint8)
+    labels[2:10, 3:13], labels[12:28, 20:38] = 1, 2
+    for name in ("a", "b"):
+        for kind, pixels in (
+            ("images", np.full((30, 40, 3), 90, np.uint8) + labels[..., None] * 40),
+            ("masks", labels),
+        ):
+            (tmp_path / "cells" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "cells" / kind / f"{name}.png")
+    where = ("--root", str(tmp_path / "cells"))
+    sets = ("--set", "min_area=50", "max_prompts=2", "shares=[0, 0, 100]", "box_noise=0.1")
+    tiny = (*TINY[:-1], "test")
+    status, out, _ = run(
+        "evaluate",
+        "SamPrompt-Folder-v0",
+        *where,
+        *tiny,
+        *sets,
+        "--prompter",
+        "oracle-clicks",
+        "--out",
+        str(tmp_path / "o"),
+    )
+    assert status == 0
+    assert "SamPrompt-Folder-v0, test split, 4 objects" in out
+    record = json.loads((tmp_path / "o/oracle_clicks.json").read_text())
+    assert (record["provenance"]["data"], record["provenance"]["max_prompts"]) == ("folder:cells", 2)
+    status, out, _ = run("render", "SamProofread-Folder-v0", *where, *tiny, *sets, "--out", str(tmp_path / "film.png"))
+    assert status == 0
+    assert "of folder:cells" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("SamPrompt-Folder-v0",), "--root FOLDER is for ids such as SamPrompt-Folder-v0, and those need it"),
+        (("SamPrompt-ISBI-v0", "--root", "cells"), "got SamPrompt-ISBI-v0 and cells"),
+        (("SamPrompt-ISBI-v0", "--set", "max_promts=3"), "Did you mean 'max_prompts'"),
+        (("SamPrompt-ISBI-v0", "--set", "max_prompts=3.5"), "a whole number is needed, such as 5"),
+        (("SamPrompt-ISBI-v0", "--set", "box_noise=much"), "is no number, list or JSON"),
+        (("SamPrompt-ISBI-v0", "--set", "box_noise=0.9"), "box_noise=0.9 is outside"),
+    ],
+)
+def test_settings_that_cannot_be(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    for command in (("evaluate",), ("render", "--out", "film.png")):
+        status, _, err = run(command[0], *arguments, *command[1:], *TINY)
+        assert status == 1
+        assert message in err.replace("\n", " ")
