@@ -56,6 +56,8 @@ class Arguments:
 
     agents: tuple[str, ...] = tuple(LEFT_OUT)
     """Which of "all", "without ISBI", "without VNC", "without WBC", "without DSB"."""
+    datasets: tuple[str, ...] = tuple(UNSEEN)
+    """Those that agents are measured on; the others keep their stored rows."""
     seeds: tuple[int, ...] = (0,)
     """Of trainings."""
     folder: Path = ROOT / "runs" / "generalist"
@@ -89,7 +91,7 @@ def measured(agent: str, seed: int, arguments: Arguments) -> dict[str, dict[str,
            "--seed", str(seed), "--eval-objects", "210", "--evaluations", "4", "--test-objects", "7"]  # fmt: skip
     if not finished(run, how, arguments.train):
         return {}
-    there = [dataset for dataset, other in UNSEEN.items() if agent in (ALL, other)]
+    there = [dataset for dataset in arguments.datasets if agent in (ALL, UNSEEN[dataset])]
     return {
         dataset: trained(env_id_of(dataset), run / "model.zip", run / f"test-{dataset}.json", f"{agent}, seed {seed}")
         for dataset in there

@@ -30,6 +30,7 @@ STUDIES = {
     "box_error": ["box_error-ISBI.md", "box_error-VNCMitochondria.md"],
     "clip_reward": ["clip_reward.md"],
     "semantics": ["semantics.md"],
+    "proposals": ["proposals.md"],
     "alignsam": ["alignsam.md"],
     "fovea": ["fovea.md"],
     "learning": ["learning.md"],
