@@ -27,7 +27,7 @@ from PIL import Image
 
 from sam_gym.cli import main
 from sam_gym.data import DATASETS
-from sam_gym.registration import TASKS, env_ids
+from sam_gym.registration import TASKS, env_ids, unlisted_ids
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -192,7 +192,7 @@ def wrong_commands(text: str) -> list[str]:
         else:
             good, options = line.startswith("pip install -e "), []
         good &= all(re.search(rf"(?<!\S){option}(?![\w-])", shown or "") for option in options)
-        good &= all(word in env_ids() for word in words if re.fullmatch(r"Sam\w+-\w+-v\d+", word))
+        good &= all(word in (*env_ids(), *unlisted_ids()) for word in words if re.fullmatch(r"Sam\w+-\w+-v\d+", word))
         good &= all((ROOT / word).exists() for word in words if word.startswith("benchmarks/"))
         if not good:
             wrong.append(line)
