@@ -41,7 +41,8 @@ def begin(arguments: Arguments) -> tuple[Path, dict[str, Any]]:
         counts[name] = usual if value is None else value
     asked = env_settings(arguments.env, arguments.root, arguments.set)
     config = read_recipe(arguments.config, arguments.env)
-    config["env_kwargs"] = {**config.get("env_kwargs", {}), **asked}
+    if asked:
+        config["env_kwargs"] = {**config.get("env_kwargs", {}), **asked}
     stages = (config["clone"], "total_timesteps", "clone_steps"), (config, "n_timesteps", "ppo_steps")
     for section, entry, name in stages:
         if (steps := getattr(arguments, name)) is not None:

@@ -439,7 +439,7 @@ def test_bad_arguments_are_named(script: Script, config: Path, tmp_path: Path) -
     train, evaluate = "train_ppo.py", "evaluate.py"
     few = [*TINY, "--config", config, "--run-dir", tmp_path / "run"]
     for message, name, *arguments in (
-        ("has no section for 'SamPrompt-Mars-v0'", train, "--env", "SamPrompt-Mars-v0"),
+        ("there is no environment 'SamPrompt-Mars-v0'", train, "--env", "SamPrompt-Mars-v0"),
         ("SamPromt-ISBI", train, "--env", "SamPromt-ISBI-v0", "--config", tmp_path / "near.yml"),
         (f"there is no config {tmp_path / 'none.yml'}", train, "--config", tmp_path / "none.yml"),
         ("unknown recipe 'alignsm'; did you mean 'alignsam'?", train, "--config", "alignsm"),
