@@ -36,6 +36,7 @@ from sam_gym.evaluation import encode_images, make_evaluation_env, report, selec
 from sam_gym.evaluation.comparison import paired_difference
 from sam_gym.sam.backend import SamBackend, get_backend
 from sam_gym.sam.judges import Judge, OwnEstimate, TruthJudge
+from sam_gym.sam.masks import measure
 from sam_gym.sam.preference import PreferenceSettings, PreferenceTuner
 from sam_gym.sam.prompts import PromptBatch
 from sam_gym.sam.tuning import Tuner, TuningSettings
@@ -228,9 +229,8 @@ def _iou(backend: SamBackend, data: SegmentationData, boxes: list, cuts: list[fl
             for i, (image, object_id, _) in enumerate(some):
                 full = backend.upscale(masks.logits[i, 0], embeddings[i])
                 truth = torch.as_tensor(data.mask(image, object_id), device=full.device)
-                for j, cut in enumerate(cuts):
-                    mask = full > cut
-                    found[start + i, j] = float((mask & truth).sum()) / float((mask | truth).sum())
+                masks_cut = torch.stack([full > cut for cut in cuts])
+                found[start + i] = measure(masks_cut[None], truth[None], boxes=False).iou[0].cpu().numpy()
             bar.update(len(some))
     return found
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from sam_gym._utils.boxes import tight_box
 from sam_gym.data import UnlabelledData
 from sam_gym.envs.base import EngineVectorEnv
-from sam_gym.envs.keeping import BEST_PREDICTED, Judge
+from sam_gym.envs.keeping import BEST_PREDICTED, LAST, judge_by
 from sam_gym.envs.observations import STATE
 from sam_gym.envs.prompt import SamPromptVectorEnv
 from sam_gym.prompters import Prompter, box_only
@@ -89,8 +89,7 @@ class Segmenter:
         self._backend: SamBackend = get_backend(checkpoint, device, precision)
         nothing = self._environment(1, np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4)))
         self._prompter: Prompter = box_only if agent is None else agent.prompter(nothing)
-        self._judge: Judge | None = getattr(self._prompter, "judge", None)
-        if self._judge is not None:
+        if getattr(self._prompter, "judge", None) is not None:
             self._settings["returns"] = BEST_PREDICTED
 
     def provenance(self) -> dict[str, Any]:
@@ -101,7 +100,7 @@ class Segmenter:
             "checkpoint": checkpoint_id(self._settings["checkpoint"]),
             "precision": self._backend.precision,
             **{name: getattr(settings, name) for name in ("action_mode", "grid", "max_prompts", "view_scale")},
-            **({} if self._judge is None else {"returns": BEST_PREDICTED}),
+            **({} if settings.returns == LAST else {"returns": settings.returns}),
         }
 
     def __call__(self, image: NDArray[np.uint8], boxes: Sequence[Sequence[float]]) -> list[Segment]:
@@ -115,6 +114,7 @@ class Segmenter:
             ValueError: A box lies outside the image, or is none.
         """
         env = self._environment(min(BATCH, len(boxes)), image, boxes)
+        judge_by(env.engine, self._prompter)
         segments: list[Segment] = []
         for start in range(0, len(boxes), BATCH):
             segments += _run(self._prompter, env, start, boxes[start : start + BATCH])
@@ -122,10 +122,7 @@ class Segmenter:
 
     def _environment(self, n: int, image: NDArray[np.uint8], boxes: ArrayLike) -> EngineVectorEnv:
         data = UnlabelledData("images", ["image"], [image], [boxes])
-        env = self._env_class(n, autoreset_mode="Disabled", images=data, **self._settings)
-        if env.engine.best is not None:
-            env.engine.best.judge = self._judge
-        return env
+        return self._env_class(n, autoreset_mode="Disabled", images=data, **self._settings)
 
 
 def _run(prompter: Prompter, env: EngineVectorEnv, start: int, boxes: Sequence[Sequence[float]]) -> list[Segment]:

@@ -30,6 +30,7 @@ from sam_gym.envs.posing import NO_CLICKS, Pose, pose_of
 from sam_gym.envs.rewards import Outcome, Quality, hit_reward, parse_reward, weighted
 from sam_gym.envs.settings import Settings
 from sam_gym.sam.backend import ImageEmbedding, get_backend
+from sam_gym.sam.masks import measure
 from sam_gym.sam.prompts import PromptBatch
 
 NO_ROWS: Rows = np.zeros(0, np.intp)
@@ -226,9 +227,8 @@ class PromptEngine:
                 continue
             last.iou[i] = last.dice[i] = np.nan
             if (truth := begun.truths[i]) is not None:
-                mask = self.attention.mask(begun.seen[i], given)
-                shared, either = float((mask & truth).sum()), float((mask | truth).sum())
-                last.iou[i], last.dice[i] = shared / either, 2 * shared / (shared + either)
+                measured = measure(self.attention.mask(begun.seen[i], given)[None, None], truth[None], boxes=False)
+                last.iou[i], last.dice[i] = measured.iou.item(), measured.dice.item()
             if self._agreement:
                 last.agreement[i] = self._agreement.of([_known(begun.scenes[i])], [given])[0]
         return decoded

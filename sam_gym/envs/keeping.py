@@ -60,3 +60,9 @@ class BestMasks:
         best = self._masks[row]
         assert best is not None, "every episode begins with one"
         return best
+
+
+def judge_by(engine: PromptEngine, prompter: object) -> None:
+    """Where best masks are returned, a prompter that has a judge says which those are; else SAM itself does."""
+    if engine.best is not None:
+        engine.best.judge = getattr(prompter, "judge", None)

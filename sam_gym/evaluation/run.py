@@ -24,6 +24,7 @@ from sam_gym._utils.fetching import write_json
 from sam_gym._utils.progress import progress_bar
 from sam_gym.data import SegmentationData
 from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.envs.keeping import judge_by
 from sam_gym.envs.settings import Settings
 from sam_gym.evaluation.metrics import boundary_iou
 from sam_gym.evaluation.records import EpisodeCase, Record, is_record
@@ -185,8 +186,7 @@ def _evaluate(
 ) -> Record:
     """The record of these cases; `update` is told how many more have ended."""
     log = _Log(len(cases), env)
-    if env.engine.best is not None:
-        env.engine.best.judge = getattr(prompter, "judge", None)
+    judge_by(env.engine, prompter)
     started = time.perf_counter()
     n, backend = env.num_envs, env.backend
     current = np.full(n, -1)  # which case each row works on; -1: none is left for it, and it rests

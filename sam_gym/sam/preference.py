@@ -147,6 +147,8 @@ class PreferenceTuner(Tuner):
         skipped: Objects so far whose candidates, or ratings, were all equal, so that nothing was learned from them.
     """
 
+    settings: PreferenceSettings
+
     def __init__(
         self,
         checkpoint: str,
@@ -157,7 +159,7 @@ class PreferenceTuner(Tuner):
         labelled: SegmentationData | None = None,
         state: Path | None = None,
     ) -> None:
-        self._preference, self._judge, self._labelled, self.skipped = settings, judge, labelled, 0
+        self._judge, self._labelled, self.skipped = judge, labelled, 0
         self._reference = BatchedDecoder(load_sam(checkpoint).to(backend.device))
         super().__init__(checkpoint, data, settings, backend, state)
 
@@ -173,24 +175,22 @@ class PreferenceTuner(Tuner):
         for i, row in enumerate(rows):
             reference, masks, weights = self._rated(int(row), embeddings[i], boxes[i])
             h, w = reference.shape
-            loss = preference_loss(logits[i, 0, :h, :w].float(), reference, masks, weights, self._preference)
+            loss = preference_loss(logits[i, 0, :h, :w].float(), reference, masks, weights, self.settings)
             if loss is None:
                 self.skipped += 1
             else:
                 losses.append(loss)
         total = torch.stack(losses).mean() if losses else 0 * logits.sum()
-        if self._labelled is not None and self._preference.supervised:
+        if self._labelled is not None and self.settings.supervised:
             known, around = self._draw(self._labelled)
-            total = total + self._preference.supervised * self._mask_loss(self._labelled, known, around)
+            total = total + self.settings.supervised * self._mask_loss(self._labelled, known, around)
         return total
 
     @torch.no_grad()
     def _rated(self, row: int, embedding: ImageEmbedding, box: Floats) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
         """Logits of the reference for a box (h, w), candidate masks (K, h, w), and the judge's weights of them."""
-        objects, settings = self.data.objects, self._preference
+        objects, settings = self.data.objects, self.settings
         image, object_id = int(objects.image_index[row]), int(objects.object_id[row])
-        size = self.data.image(image).shape[:2]
-        rng = np.random.default_rng([settings.seed, 2, row, *np.asarray(box, np.float32).view(np.uint32).tolist()])
         single, estimate = self._decoded(self._reference, [embedding], [box])
         cuts = [0.0] * settings.count
         if settings.candidates == "thresholds":
@@ -202,6 +202,8 @@ class PreferenceTuner(Tuner):
             chosen = [0, int(known.argmax()) + 1] if settings.count == 2 else range(4)
             made, estimates = made[list(chosen)], estimates[list(chosen)]
         else:
+            size = self.data.image(image).shape[:2]
+            rng = np.random.default_rng([settings.seed, 2, row, *np.asarray(box, np.float32).view(np.uint32).tolist()])
             beside = [noisy_box(box, BOX_NOISE, (size[0], size[1]), rng) for _ in range(settings.count)]
             several, known = self._decoded(self._reference, [embedding] * settings.count, beside)
             made, estimates = several[:, 0], known[:, 0]

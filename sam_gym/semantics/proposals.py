@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import box_iou, nms
 
 from sam_gym._utils.boxes import tight_box
 from sam_gym._utils.naming import unknown
-from sam_gym.sam.backend import ImageEmbedding, SamBackend
+from sam_gym.sam.backend import SamBackend
+from sam_gym.sam.masks import measure
 from sam_gym.sam.prompts import PromptBatch
 from sam_gym.semantics.captions import rivals
 from sam_gym.semantics.scorer import RegionScorer
@@ -199,25 +200,12 @@ def automatic_masks(
     logits, quality = (torch.cat(column) for column in zip(*kept, strict=True))
     if not len(logits):
         return []
-    chosen = nms(_low_boxes(logits), quality.float(), settings.overlap + 0.2)
-    full = [_full(backend, logits[int(i)], embedding) for i in chosen]
+    boxes = measure(logits[:, None] > 0, None, boxes=True).box
+    assert boxes is not None, "they were asked for"
+    chosen = nms(boxes[:, 0].float(), quality.float(), settings.overlap + 0.2)
+    full = [(backend.upscale(logits[int(i)], embedding) > 0).cpu().numpy() for i in chosen]
     most = settings.max_share * height * width
     return [mask for mask in full if settings.min_area <= mask.sum() <= most]
-
-
-def _full(backend: SamBackend, logits: Tensor, embedding: ImageEmbedding) -> NDArray[np.bool_]:
-    return (backend.upscale(logits, embedding) > 0).cpu().numpy()
-
-
-def _low_boxes(logits: Tensor) -> Tensor:
-    """(N, 4) tight boxes of masks (N, h, w) that are not empty, in their own pixels."""
-    sides = []
-    for axis in (1, 2):  # over rows: columns; over columns: rows
-        there = (logits > 0).any(dim=axis)
-        last = there.shape[1] - there.flip(1).int().argmax(dim=1)
-        sides.append((there.int().argmax(dim=1), last))
-    (x0, x1), (y0, y1) = sides
-    return torch.stack([x0, y0, x1, y1], dim=1).float()
 
 
 def _proposal(mask: NDArray[np.bool_], confidence: float) -> Proposal:
@@ -251,8 +239,5 @@ def match(found: Sequence[Proposal], boxes: NDArray[np.floating]) -> NDArray[np.
     """(M,) IoU of each true box (M, 4) with the proposal that fits it best, 0 where there is none."""
     if not found:
         return np.zeros(len(boxes))
-    mine, true = np.stack([one.box for one in found])[None], np.asarray(boxes, np.float64)[:, None]
-    low, high = np.maximum(mine[..., :2], true[..., :2]), np.minimum(mine[..., 2:], true[..., 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=-1)
-    areas = [(one[..., 2:] - one[..., :2]).prod(axis=-1) for one in (mine, true)]
-    return (shared / (areas[0] + areas[1] - shared)).max(axis=1)
+    mine = torch.as_tensor(np.stack([one.box for one in found])).double()
+    return box_iou(torch.as_tensor(np.asarray(boxes, np.float64)), mine).max(dim=1).values.numpy()
