@@ -150,8 +150,8 @@ An id is a task, a dataset and a version.
 {table([["id", "images and objects", "train / val / test", "terms of the data"], ["---"] * 4, *rows])}
 Train / val / test are numbers of objects. For `SamPromptSemantic` they are numbers of images, or of tiles of images.
 
-`SamPrompt-Folder-v0`, `SamBoxRefine-Folder-v0` and `SamProofread-Folder-v0` take `root=`, any folder of images and
-masks: [Data and licences](../data.md). They have no page of their own, because their specification is that of the other
+`SamPrompt-Folder-v0` and the other tasks of single objects take `root=`, any folder of images and masks:
+[Data and licences](../data.md). They have no page of their own, because their specification is that of the other
 ids of the task.
 """
 

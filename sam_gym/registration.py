@@ -83,6 +83,7 @@ TASKS = (
     _task("SamPrompt", 0, "prompt:SamPrompt", OBJECTS),
     _task("SamBoxRefine", 0, "box_refine:SamBoxRefine", OBJECTS),
     _task("SamProofread", 0, "proofread:SamProofread", OBJECTS),
+    _task("SamPrefer", 0, "prefer:SamPrefer", OBJECTS),
     _task("SamPromptSemantic", 0, "semantic:SamPromptSemantic", CLASSES, {}),
 )
 
@@ -113,6 +114,13 @@ def env_ids() -> list[str]:
         SamProofread-WBCNucleus-v0
         SamProofread-DSB-v1
         SamProofread-Synthetic-v0
+        SamPrefer-ISBI-v0
+        SamPrefer-VNCCells-v0
+        SamPrefer-VNCMitochondria-v0
+        SamPrefer-WBC-v0
+        SamPrefer-WBCNucleus-v0
+        SamPrefer-DSB-v1
+        SamPrefer-Synthetic-v0
         SamPromptSemantic-VNCMitochondria-v0
         SamPromptSemantic-WBC-v0
         SamPromptSemantic-WBCNucleus-v0

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from sam_gym.data import SegmentationData
 from sam_gym.envs.engine import Pose, PromptEngine
 from sam_gym.envs.interface import EpisodeInterface
-from sam_gym.envs.rendering import render_episode
 from sam_gym.envs.settings import Settings
 
 ROW_0 = np.zeros(1, np.intp)
@@ -35,13 +34,14 @@ class EngineEnv(EpisodeInterface, gymnasium.Env):
 
     metadata = METADATA
     settings_class: ClassVar[type[Settings]]
+    engine_class: ClassVar[type[PromptEngine]] = PromptEngine
 
     def __init__(
         self, *, render_mode: str | None = None, images: SegmentationData | None = None, **settings: Any
     ) -> None:
         self.render_mode = _checked_render_mode(render_mode, self.metadata)
         self.settings = self.settings_class.parse(settings)
-        self.engine = PromptEngine(self.settings, num_envs=1, images=images)
+        self.engine = self.engine_class(self.settings, num_envs=1, images=images)
         self.action_space = self.engine.actions.space
         self.observation_space = self.engine.observation_space
         self._ready = False
@@ -75,7 +75,7 @@ class EngineEnv(EpisodeInterface, gymnasium.Env):
 
     def render(self) -> NDArray[np.uint8] | None:
         """The episode as a picture (H, W, 3) uint8, or None without a render mode."""
-        return render_episode(self.engine, 0) if self.render_mode else None
+        return self.engine.picture(0) if self.render_mode else None
 
 
 class EngineVectorEnv(EpisodeInterface, VectorEnv):
@@ -97,6 +97,7 @@ class EngineVectorEnv(EpisodeInterface, VectorEnv):
     """
 
     settings_class: ClassVar[type[Settings]]
+    engine_class: ClassVar[type[PromptEngine]] = PromptEngine
 
     def __init__(
         self,
@@ -116,7 +117,7 @@ class EngineVectorEnv(EpisodeInterface, VectorEnv):
         self.render_mode = _checked_render_mode(render_mode, self.metadata)
         self.max_episode_steps = max_episode_steps
         self.settings = self.settings_class.parse(settings)
-        self.engine = PromptEngine(self.settings, num_envs, images)
+        self.engine = self.engine_class(self.settings, num_envs, images)
         self.single_action_space = self.engine.actions.space
         self.single_observation_space = self.engine.observation_space
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -227,7 +228,7 @@ class EngineVectorEnv(EpisodeInterface, VectorEnv):
         """One picture per sub-environment, or None without a render mode."""
         if not self.render_mode:
             return None
-        return tuple(render_episode(self.engine, i) for i in range(self.num_envs))
+        return tuple(self.engine.picture(i) for i in range(self.num_envs))
 
     def _infos(self, rows: NDArray[np.intp]) -> dict[str, Any]:
         infos: dict[str, Any] = {}

@@ -5,6 +5,7 @@ Nothing is decoded here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -58,6 +59,18 @@ class Decoded:
             some = (measured.area[:, 0] > 0).cpu().numpy()
             boxes[some] = measured.box[:, 0].cpu().numpy()[some]
         return cls([one[0] for one in masks.logits], predicted, iou, dice, boxes, np.zeros(len(boxes)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Decoded]) -> Decoded:
+        """The masks of several decodes, one after the other."""
+        parts = parts or [cls.nothing([])]
+        arrays = (np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)[1:])
+        return cls([one for part in parts for one in part.logits], *arrays)
+
+    def at(self, rows: Sequence[int]) -> Decoded:
+        """Some of them, in the order of `rows`."""
+        arrays = (getattr(self, field.name)[rows] for field in fields(self)[1:])
+        return Decoded([self.logits[row] for row in rows], *arrays)
 
     def __getitem__(self, rows: slice) -> Decoded:
         return Decoded(*(getattr(self, field.name)[rows] for field in fields(self)))

@@ -27,6 +27,7 @@ from sam_gym.envs.keeping import BEST_PREDICTED, BestMasks
 from sam_gym.envs.labelling import LABELER, Labeler, LabelledCells, LabelScene
 from sam_gym.envs.observers import OBSERVERS, Observer, Rows
 from sam_gym.envs.posing import NO_CLICKS, Pose, pose_of
+from sam_gym.envs.rendering import render_episode
 from sam_gym.envs.rewards import Outcome, Quality, hit_reward, parse_reward, weighted
 from sam_gym.envs.settings import Settings
 from sam_gym.sam.backend import ImageEmbedding, get_backend
@@ -71,7 +72,7 @@ class PromptEngine:
         self.text_embedding = embed_text(self.text, settings) if settings.whole_class else None
         self.backend = get_backend(settings.checkpoint, settings.device, settings.precision)
         n = num_envs
-        self.episodes = Episodes.blank(n, settings.max_prompts, settings.grid, settings.given_clicks)
+        self.episodes = settings.blank(n)
         self._observer: Observer = OBSERVERS[settings.observation](
             self.episodes, self.backend, settings.grid, settings.shown_prompts, self.text_embedding
         )
@@ -148,7 +149,7 @@ class PromptEngine:
     def _stage(self, fresh: Mapping[int, Pose]) -> _Begun:
         """New episodes, made ready beside the running ones."""
         settings = self.settings
-        episodes = Episodes.blank(len(fresh), settings.max_prompts, settings.grid, settings.given_clicks)
+        episodes = settings.blank(len(fresh))
         for i, pose in enumerate(fresh.values()):
             episodes.image[i], episodes.object_id[i] = pose.image, pose.object_id
             episodes.image_size[i] = self.data.image(pose.image).shape[:2]
@@ -234,8 +235,7 @@ class PromptEngine:
         return decoded
 
     def _finish_step(self, acted: Rows, prompted: Rows, decoded: Decoded) -> NDArray[np.float64]:
-        before = Quality(self.quality.iou[acted].copy(), self.quality.dice[acted].copy())
-        agreed = self._agreed[acted]
+        before, agreed = self._before(acted)
         hit = np.zeros(len(self.episodes))
         for row in prompted:
             hit[row] = hit_reward(self.episodes, row, self._truths[row], by_module=self.labeler is not None)
@@ -249,6 +249,10 @@ class PromptEngine:
         after = Quality(self.quality.iou[acted], self.quality.dice[acted])
         cost = self.settings.prompt_cost * np.isin(acted, prompted)
         return weighted(self._reward, Outcome(before, after, hit[acted], self._agreed[acted] - agreed)) - cost
+
+    def _before(self, acted: Rows) -> tuple[Quality, NDArray[np.float64]]:
+        """What a step is measured against: quality and agreement of the present masks."""
+        return Quality(self.quality.iou[acted].copy(), self.quality.dice[acted].copy()), self._agreed[acted]
 
     def _install(self, begun: _Begun, decoded: Decoded) -> None:
         self.episodes.put(begun.rows, begun.episodes)
@@ -314,6 +318,10 @@ class PromptEngine:
     def mask(self, row: int) -> NDArray[np.bool_]:
         """(H, W) bool, the current mask at full size."""
         return self.attention.mask(*self.present(row)).cpu().numpy()
+
+    def picture(self, row: int) -> NDArray[np.uint8]:
+        """One episode as people see it, (H, W, 3) uint8."""
+        return render_episode(self, row)
 
     def truth(self, row: int) -> NDArray[np.bool_]:
         """(H, W) bool, the object itself. For oracles and pictures; never for agents.

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from sam_gym._utils.boxes import Floats, clip_box
 from sam_gym.sam.prompts import ABSENT
@@ -118,9 +119,9 @@ class Episodes:
         self.given_labels[row, : len(clicks)] = clicks[:, 2]
         self.decoded[row] = len(clicks) > 0
 
-    def at(self, rows: NDArray[np.intp]) -> Episodes:
+    def at(self, rows: NDArray[np.intp]) -> Self:
         """Copies of `rows`, of which each may stand there many times."""
-        return Episodes(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def put(self, rows: NDArray[np.intp], other: Episodes) -> None:
         """Write the rows of `other` over `rows`."""

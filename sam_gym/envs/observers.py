@@ -62,13 +62,21 @@ class Observer(ABC):
 
     def show(self, rows: Rows, logits: Sequence[Tensor], predicted_iou: NDArray, *, first: bool) -> None:
         """Take over new masks, `first` of their episodes or not: n low-resolution logits (4h, 4w) on the device."""
-        maps = observations.mask_maps(logits, self._sampling.at(torch.as_tensor(rows, device=logits[0].device)))
+        maps = self.seen(rows, logits)
         change = np.abs(maps.astype(np.int16) - self._masks[rows]).mean(axis=(1, 2)) / 255
         self._masks[rows] = maps
         self._state[rows, STATE.index("predicted_iou")] = np.clip(predicted_iou, 0, 1)
         self._state[rows, STATE.index("mask_area")] = maps.mean(axis=(1, 2)) / 255
         self._state[rows, STATE.index("last_change")] = 0 if first else change
+        self.prompt(rows)
+
+    def prompt(self, rows: Rows) -> None:
+        """Show the prompts as the episodes have them now."""
         self._state[rows, len(STATE) :] = self._shown.state(self._episodes, rows)
+
+    def seen(self, rows: Rows, logits: Sequence[Tensor]) -> NDArray[np.uint8]:
+        """(n, 64, 64): probabilities of n masks in the views of `rows`, of which each may stand there many times."""
+        return observations.mask_maps(logits, self._sampling.at(torch.as_tensor(rows, device=logits[0].device)))
 
     def count(self, rows: Rows) -> None:
         """Note how many prompts are left."""
@@ -110,9 +118,9 @@ class FullObserver(Observer):
         self._maps[row, :3], self._maps[row, 4] = observations.scene_maps(image, view, cue)
         self._embeddings[row] = observations.embedding_map(embedding, view, self._grid).cpu().numpy()
 
-    def show(self, rows: Rows, logits: Sequence[Tensor], predicted_iou: NDArray, *, first: bool) -> None:
-        """See `Observer.show`."""
-        super().show(rows, logits, predicted_iou, first=first)
+    def prompt(self, rows: Rows) -> None:
+        """See `Observer.prompt`."""
+        super().prompt(rows)
         for row, prompts in zip(rows, self._shown.prompts(self._episodes, rows), strict=True):
             self._maps[row, len(MAPS) :] = self._shown.maps(prompts, self._episodes.view[row], self._grid)
 

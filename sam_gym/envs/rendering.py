@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 if TYPE_CHECKING:
     from sam_gym.envs.engine import PromptEngine
+    from sam_gym.envs.prefer import PreferEngine
 
 SIZE = 448
 """Side of the picture's image part in pixels."""
@@ -40,25 +41,15 @@ def render_episode(engine: PromptEngine, row: int) -> NDArray[np.uint8]:
         without a cue show none, and the target's text instead of the object's number.
     """
     episodes = engine.episodes
-    left, top, side = (float(v) for v in episodes.view[row])
-    shift = side * (MARGIN - 1) / 2
-    frame = (left - shift, top - shift, side * MARGIN)
-    image = _cut(Image.fromarray(engine.data.image(int(episodes.image[row]))), frame, Image.Resampling.BICUBIC)
-    mask = _cut(Image.fromarray(engine.mask(row)).convert("L"), frame, Image.Resampling.BILINEAR)
-    truth = _cut(Image.fromarray(engine.truth(row)).convert("L"), frame, Image.Resampling.BILINEAR)
-    mask, truth = (m.point(lambda v: 255 * (v > 127)) for m in (mask, truth))
-    tint = Image.new("RGB", image.size, MASK)
-    image.paste(tint, mask=mask.point(lambda v: 90 * (v > 0)))
-    image.paste(tint, mask=_outline(mask))
-    image.paste(Image.new("RGB", image.size, TRUTH), mask=_outline(truth))
-
+    frame = _frame(engine, row)
     canvas = Image.new("RGB", (SIZE, SIZE + CAPTION), PAPER)
-    canvas.paste(image, (0, CAPTION))
+    canvas.paste(_scene(engine, row, engine.mask(row), frame, SIZE), (0, CAPTION))
     draw = ImageDraw.Draw(canvas)
 
     def place(x: float, y: float) -> tuple[float, float]:
         return (x - frame[0]) / frame[2] * SIZE, (y - frame[1]) / frame[2] * SIZE + CAPTION
 
+    left, top, side = (float(v) for v in episodes.view[row])
     draw.rectangle((*place(left, top), *place(left + side, top + side)), outline=(120, 120, 125))
     cue, box = episodes.cue[row], episodes.box[row]
     legend = [("truth", TRUTH), ("mask", MASK)]
@@ -75,6 +66,52 @@ def render_episode(engine: PromptEngine, row: int) -> NDArray[np.uint8]:
     return np.asarray(canvas)
 
 
+def render_choice(engine: PreferEngine, row: int) -> NDArray[np.uint8]:
+    """Candidates of one episode of SamPrefer, four of them.
+
+    Returns:
+        (512, 448, 3) uint8: the candidates by number and IoU, each in blue on the surroundings of the view, the truth's
+        outline in yellow; in green the one that was picked, once the episode has ended; and a caption.
+    """
+    frame, offers, half = _frame(engine, row), engine.offers(row), SIZE // 2
+    canvas = Image.new("RGB", (SIZE, SIZE + CAPTION), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    ended, picked = bool(engine.episodes.terminated[row]), int(engine.episodes.picked[row])
+    for k, iou in enumerate(offers.iou):
+        x, y = half * (k % 2), half * (k // 2) + CAPTION
+        canvas.paste(_scene(engine, row, engine.offered_mask(row, k), frame, half), (x, y))
+        chosen = ended and k == picked
+        draw.rectangle((x, y, x + half - 1, y + half - 1), outline=POSITIVE if chosen else PAPER, width=4)
+        text = f"{k}   IoU {iou:.3f}" + (", picked" if chosen else "")
+        draw.text((x + 10, y + 8), text, fill=INK, font=_font(15), stroke_width=2, stroke_fill=PAPER)
+    _caption(draw, engine, row, [("truth", TRUTH), ("candidate", MASK)])
+    return np.asarray(canvas)
+
+
+def _frame(engine: PromptEngine, row: int) -> tuple[float, float, float]:
+    """Left, top and side of what is shown of an image: the view, and a little around it."""
+    left, top, side = (float(v) for v in engine.episodes.view[row])
+    shift = side * (MARGIN - 1) / 2
+    return left - shift, top - shift, side * MARGIN
+
+
+def _scene(
+    engine: PromptEngine, row: int, mask: NDArray[np.bool_], frame: tuple[float, float, float], size: int
+) -> Image.Image:
+    """An episode's image with a mask in blue and the truth's outline in yellow, size x size px."""
+    pixels = Image.fromarray(engine.data.image(int(engine.episodes.image[row])))
+    image = _cut(pixels, frame, Image.Resampling.BICUBIC, size)
+    drawn, truth = (
+        _cut(Image.fromarray(one).convert("L"), frame, Image.Resampling.BILINEAR, size).point(lambda v: 255 * (v > 127))
+        for one in (mask, engine.truth(row))
+    )
+    tint = Image.new("RGB", image.size, MASK)
+    image.paste(tint, mask=drawn.point(lambda v: 90 * (v > 0)))
+    image.paste(tint, mask=_outline(drawn))
+    image.paste(Image.new("RGB", image.size, TRUTH), mask=_outline(truth))
+    return image
+
+
 def film_strip(frames: list[NDArray[np.uint8]], columns: int, gap: int = 8) -> NDArray[np.uint8]:
     """Frames of one size side by side, `columns` in a row, on a dark ground; (H, W, 3) uint8."""
     height, width = frames[0].shape[:2]
@@ -86,10 +123,10 @@ def film_strip(frames: list[NDArray[np.uint8]], columns: int, gap: int = 8) -> N
     return sheet
 
 
-def _cut(image: Image.Image, frame: tuple[float, float, float], resampling: Image.Resampling) -> Image.Image:
+def _cut(image: Image.Image, frame: tuple[float, float, float], resampling: Image.Resampling, size: int) -> Image.Image:
     left, top, side = frame
-    coefficients = (side / SIZE, 0, left, 0, side / SIZE, top)
-    return image.transform((SIZE, SIZE), Image.Transform.AFFINE, coefficients, resampling)
+    coefficients = (side / size, 0, left, 0, side / size, top)
+    return image.transform((size, size), Image.Transform.AFFINE, coefficients, resampling)
 
 
 def _outline(mask: Image.Image) -> Image.Image:

@@ -19,7 +19,7 @@ from sam_gym._utils.boxes import Floats
 from sam_gym._utils.naming import unknown
 from sam_gym.data import SegmentationData
 from sam_gym.envs.attention import ATTENTIONS
-from sam_gym.envs.episode import ActionMode
+from sam_gym.envs.episode import ActionMode, Episodes
 from sam_gym.envs.keeping import LAST, RETURNS
 from sam_gym.envs.observers import check_observer
 from sam_gym.envs.rewards import parse_reward
@@ -159,6 +159,10 @@ class Settings(ABC):
         if self.returns != LAST:  # records of old say nothing of it
             shared.append("returns")
         return {name: getattr(self, name) for name in (*shared, *own)}
+
+    def blank(self, n: int) -> Episodes:
+        """N episodes that have not begun."""
+        return Episodes.blank(n, self.max_prompts, self.grid, self.given_clicks)
 
     @abstractmethod
     def actions(self) -> ActionMode:

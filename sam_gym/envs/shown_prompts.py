@@ -1,13 +1,13 @@
 """Which part of an observation shows the prompts given so far, task by task: channels of `maps`, entries of `state`.
 
-`ShownClicks` shows points, `ShownBox` the box that is being moved and the tight box of SAM's mask. Nothing here has
-access to ground truth.
+`ShownClicks` shows points, `ShownBox` the box that is being moved and the tight box of SAM's mask, `ShownCandidates`
+the masks of which one is picked. Nothing here has access to ground truth.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sam_gym._utils.naming import unknown
 from sam_gym.envs import observations
 from sam_gym.envs.episode import Episodes
-from sam_gym.envs.observations import STATE
+from sam_gym.envs.observations import MAP_SIZE, STATE
 
 LARGEST = 2.0**24
 """Up to here float32 holds every integer: enough for numbers of images and for pixels."""
@@ -26,6 +26,9 @@ BOX = ("box_x0", "box_y0", "box_x1", "box_y1")
 
 MASK_BOX = ("mask_x0", "mask_y0", "mask_x1", "mask_y1")
 """The same of the tight box of SAM's mask."""
+
+CANDIDATES = 4
+"""Masks that are shown at a time, where one is picked."""
 
 Floats = NDArray[np.float32]
 
@@ -123,4 +126,29 @@ class ShownBox(ShownPrompts):
         return np.clip(shares, 0, 1).reshape(-1, 8).astype(np.float32)
 
 
-SHOWN_PROMPTS: tuple[ShownPrompts, ...] = (ShownClicks(), ShownBox())
+class ShownCandidates(ShownPrompts):
+    """The masks that one is picked of, and in `state` SAM's own estimates of them."""
+
+    name = "candidates"
+    channels = tuple(f"candidate_{k}" for k in range(CANDIDATES))
+    numbers = tuple(f"predicted_iou_{k}" for k in range(CANDIDATES))
+    shows_mask_box = True  # it is not shown, but the next candidates are made around it
+
+    def space(self, clicks: int) -> spaces.Box:
+        """See `ShownPrompts.space`."""
+        return spaces.Box(0, 255, (CANDIDATES, MAP_SIZE, MAP_SIZE), np.uint8)
+
+    def prompts(self, episodes: Any, rows: NDArray[np.intp] | slice) -> NDArray[np.uint8]:  # type: ignore[override]
+        """(n, K, 64, 64)."""
+        return episodes.offered[rows].copy()
+
+    def maps(self, prompts: NDArray, view: Floats, grid: int) -> NDArray[np.uint8]:
+        """See `ShownPrompts.maps`; SB3 hands out images in [0, 1]."""
+        return prompts if prompts.dtype == np.uint8 else (255 * prompts).round().astype(np.uint8)
+
+    def state(self, episodes: Any, rows: NDArray[np.intp]) -> Floats:
+        """(n, K)."""
+        return np.clip(episodes.offered_iou[rows], 0, 1)
+
+
+SHOWN_PROMPTS: tuple[ShownPrompts, ...] = (ShownClicks(), ShownBox(), ShownCandidates())

@@ -1,6 +1,7 @@
 """Scripted prompters: what an agent is compared with, sorted by what they look at. Hands names on."""
 
 from sam_gym.prompters.blind import RandomPrompter, box_only, centre
+from sam_gym.prompters.choice import oracle_choice, own_estimate
 from sam_gym.prompters.mask import IterativeBox, change_rate, uncertainty
 from sam_gym.prompters.oracle import (
     click_scores,
@@ -31,7 +32,9 @@ __all__ = [
     "labelled_scores",
     "oracle_box",
     "oracle_cells",
+    "oracle_choice",
     "oracle_clicks",
+    "own_estimate",
     "tight_boxes",
     "tried_iou",
     "uncertainty",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sam_gym.envs.labelling import LabelledCells
 from sam_gym.prompters.blind import RandomPrompter, box_only, centre
+from sam_gym.prompters.choice import oracle_choice, own_estimate
 from sam_gym.prompters.mask import IterativeBox, uncertainty
 from sam_gym.prompters.oracle import oracle_box, oracle_cells, oracle_clicks
 from sam_gym.prompters.prompter import Prompter
@@ -27,6 +28,11 @@ PROMPTERS: dict[str, dict[str, Callable[[int], Prompter]]] = {
     },
     "cells": {**_ANY, "oracle cells": lambda seed: oracle_cells},
     "continuous": {**_ANY, "oracle box": lambda seed: oracle_box},
+    "choice": {
+        "random": RandomPrompter,
+        "SAM's own estimate": lambda seed: own_estimate,
+        "oracle choice": lambda seed: oracle_choice,
+    },
     "discrete": {**_ANY, "iterative box": lambda seed: IterativeBox(), "oracle box": lambda seed: oracle_box},
 }
 """Scripted prompters by action mode ("cells": "grid" with a labeler) and name: seed -> prompter."""

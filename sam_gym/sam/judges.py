@@ -7,9 +7,7 @@ it predicts IoU.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_gym.data import SegmentationData
+from sam_gym.sam.choices import read_choices
 
 GRADES = (0.4, 0.55, 0.7)
 """IoU from which a mask has grade 2, 3, 4; below the first it has grade 1 (Konwer et al., CVPR 2025, second hand)."""
@@ -97,13 +96,22 @@ class TruthJudge:
         iou = shared / (candidates.masks | truth).sum(axis=(1, 2))
         if self._exact:
             return iou.astype(np.float64)
-        grades = 1 + np.digitize(iou, GRADES)
-        rng = candidates.generator(self._seed)
-        for i in np.flatnonzero(rng.random(len(grades)) < self._wrong):
-            step = [grades[i] - 1, grades[i] + 1] if self._error == NEIGHBOUR else range(1, len(GRADES) + 2)
-            others = [grade for grade in step if grade != grades[i] and 1 <= grade <= len(GRADES) + 1]
-            grades[i] = rng.choice(others)
-        return grades.astype(np.float64)
+        return graded(iou, self._wrong, self._error, candidates.generator(self._seed))
+
+
+def graded(iou: NDArray[np.floating], wrong: float, error: str, rng: np.random.Generator) -> NDArray[np.float64]:
+    """(K,) grades 1 to 4 of masks of some IoU, of which a share is wrong by an error of `ERRORS`.
+
+    Example:
+        >>> graded(np.array([0.3, 0.5, 0.6, 0.9]), 0.0, NEIGHBOUR, np.random.default_rng(0))
+        array([1., 2., 3., 4.])
+    """
+    grades = 1 + np.digitize(iou, GRADES)
+    for i in np.flatnonzero(rng.random(len(grades)) < wrong):
+        step = [grades[i] - 1, grades[i] + 1] if error == NEIGHBOUR else range(1, len(GRADES) + 2)
+        others = [grade for grade in step if grade != grades[i] and 1 <= grade <= len(GRADES) + 1]
+        grades[i] = rng.choice(others)
+    return grades.astype(np.float64)
 
 
 class OwnEstimate:
@@ -136,59 +144,37 @@ class TextJudge:
 
 
 class ChoiceJudge:
-    """A person, whose choices between pairs are in a CSV file: `key,a,b,choice`.
+    """A person, or an agent, whose choices are in a file (`sam_gym.sam.choices`).
 
-    `a` and `b` are numbers of candidates, `choice` is one of them, or empty where neither is better. A candidate's
-    rating is how often it was chosen less how often the other one was.
+    What was chosen is rated 1, everything beside it 0; all are 0 where nothing was better.
 
     Args:
         file: The CSV file.
 
+    Attributes:
+        comparisons: What there are choices of; a learner goes through them, since there are no others.
+
     Raises:
-        ValueError: A row makes no sense, or two rows contradict each other; names the file and the row.
+        ValueError: A row makes no sense, or two rows contradict each other; names the file and the line.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._choices: dict[str, dict[tuple[int, int], int | None]] = defaultdict(dict)
-        with open(file, newline="", encoding="utf-8") as opened:
-            reader = csv.DictReader(opened)
-            if reader.fieldnames is None or set(reader.fieldnames) < {"key", "a", "b", "choice"}:
-                raise ValueError(f"{file} needs the columns key,a,b,choice; it has {reader.fieldnames}")
-            for number, row in enumerate(reader, start=2):
-                self._take(row, f"{file}, line {number}")
+        self.comparisons = read_choices(file)
+        self._choices = {one.key: one.choice for one in self.comparisons}
         self.identity = f"choices of {file.name}, {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
-
-    def _take(self, row: dict[str, str], where: str) -> None:
-        try:
-            a, b = sorted((int(row["a"]), int(row["b"])))
-            choice = int(row["choice"]) if row["choice"].strip() else None
-        except ValueError as error:
-            raise ValueError(f"{where}: a and b are numbers of candidates, choice is one of them or empty") from error
-        if a < 0 or a == b or choice not in (a, b, None):
-            raise ValueError(f"{where}: choice {row['choice']!r} is none of the candidates {row['a']} and {row['b']}")
-        known = self._choices[row["key"]]
-        if known.setdefault((a, b), choice) != choice:
-            raise ValueError(f"{where}: {row['key']} was chosen otherwise between {a} and {b} before")
-
-    @property
-    def keys(self) -> Sequence[str]:
-        """Whose candidates it has choices of."""
-        return tuple(self._choices)
 
     def rate(self, candidates: Candidates) -> NDArray[np.float64]:
         """See `Judge.rate`.
 
         Raises:
-            ValueError: There are no choices for them, or of candidates that are not there.
+            ValueError: There is no choice between them.
         """
         if candidates.key not in self._choices:
-            raise ValueError(f"{self._file} has no choice for {candidates.key}; it has {len(self._choices)} keys")
+            raise ValueError(
+                f"{self._file} has no choice for {candidates.key}; it has {len(self._choices)} comparisons"
+            )
         ratings = np.zeros(len(candidates.masks))
-        for (a, b), choice in self._choices[candidates.key].items():
-            if b >= len(ratings):
-                raise ValueError(f"{self._file}: {candidates.key} has candidates 0 to {len(ratings) - 1}, not {b}")
-            if choice is not None:
-                ratings[choice] += 1
-                ratings[b if choice == a else a] -= 1
+        if (choice := self._choices[candidates.key]) is not None:
+            ratings[choice] = 1
         return ratings

@@ -32,8 +32,9 @@ from sam_gym._utils.naming import unknown
 from sam_gym.data import SegmentationData
 from sam_gym.sam.backend import ImageEmbedding, SamBackend
 from sam_gym.sam.checkpoints import load_sam
+from sam_gym.sam.choices import Comparison
 from sam_gym.sam.decoder import BatchedDecoder
-from sam_gym.sam.judges import Candidates, Judge
+from sam_gym.sam.judges import Candidates, ChoiceJudge, Judge
 from sam_gym.sam.tuning import Tuner, TuningSettings
 
 WEIGHTS = {2: (1.0, -1.0), 4: (1.0, 0.5, -0.5, -1.0)}
@@ -139,7 +140,8 @@ class PreferenceTuner(Tuner):
         data: Rated objects. Their truths reach the judge, the boxes drawn around them, and nothing else.
         settings: See `PreferenceSettings`.
         backend: As for `Tuner`.
-        judge: Rates the candidates.
+        judge: Rates the candidates. Those that a `ChoiceJudge` has choices of are all that is learned from; their boxes
+            are the candidates' then, whatever `settings` say.
         labelled: Objects whose masks are known, for stage 1's loss beside; None for none.
         state: As for `Tuner`.
 
@@ -160,6 +162,7 @@ class PreferenceTuner(Tuner):
         state: Path | None = None,
     ) -> None:
         self._judge, self._labelled, self.skipped = judge, labelled, 0
+        self._compared = [_found(one, data) for one in judge.comparisons] if isinstance(judge, ChoiceJudge) else []
         self._reference = BatchedDecoder(load_sam(checkpoint).to(backend.device))
         super().__init__(checkpoint, data, settings, backend, state)
 
@@ -168,12 +171,26 @@ class PreferenceTuner(Tuner):
         labelled = None if self._labelled is None else self._labelled.hash()
         return {**super()._identity, "judge": self._judge.identity, "labelled": labelled}
 
+    def _draw(self, other: SegmentationData | None = None) -> tuple[NDArray[np.intp], list[Floats]]:
+        if other is not None or not self._compared:
+            return super()._draw(other)
+        chosen = self._comparisons()
+        return np.array([row for row, _ in chosen]), [np.array(one.box, np.float32) for _, one in chosen]
+
+    def _comparisons(self) -> list[tuple[int, Comparison]]:
+        """What this step learns from, where there are choices: each comparison once before any comes again."""
+        n = len(self._compared)
+        at = np.arange(self.settings.batch_size) + self.steps_done * self.settings.batch_size
+        return [self._compared[self._order(int(k) // n, n)[int(k) % n]] for k in at] if n else []
+
     def _loss(self, rows: NDArray[np.intp], boxes: list[Floats]) -> Tensor:
         losses = []
+        compared: list[Comparison | None] = [one for _, one in self._comparisons()]
+        compared = compared or [None] * len(rows)
         embeddings = self._embeddings(self.data, rows)
         logits, _ = self._decoded(self._decoder, embeddings, boxes)
         for i, row in enumerate(rows):
-            reference, masks, weights = self._rated(int(row), embeddings[i], boxes[i])
+            reference, masks, weights = self._rated(int(row), embeddings[i], boxes[i], compared[i])
             h, w = reference.shape
             loss = preference_loss(logits[i, 0, :h, :w].float(), reference, masks, weights, self.settings)
             if loss is None:
@@ -187,32 +204,46 @@ class PreferenceTuner(Tuner):
         return total
 
     @torch.no_grad()
-    def _rated(self, row: int, embedding: ImageEmbedding, box: Floats) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
+    def _rated(
+        self, row: int, embedding: ImageEmbedding, box: Floats, compared: Comparison | None = None
+    ) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
         """Logits of the reference for a box (h, w), candidate masks (K, h, w), and the judge's weights of them."""
         objects, settings = self.data.objects, self.settings
         image, object_id = int(objects.image_index[row]), int(objects.object_id[row])
         single, estimate = self._decoded(self._reference, [embedding], [box])
-        cuts = [0.0] * settings.count
-        if settings.candidates == "thresholds":
+        cuts, beside = [0.0] * settings.count, np.zeros((0, 4), np.float32)
+        if compared is None and settings.candidates == "thresholds":
             cuts = [math.log(share / (1 - share)) for share in THRESHOLDS[settings.count]]
             made, estimates = single.repeat(1, len(cuts), 1, 1)[0], estimate.repeat(1, len(cuts))[0]
-        elif settings.candidates == "three":
+        elif compared is None and settings.candidates == "three":
             three, known = self._decoded(self._reference, [embedding], [box], multimask=True)
             made, estimates = torch.cat([single, three], dim=1)[0], torch.cat([estimate, known], dim=1)[0]
             chosen = [0, int(known.argmax()) + 1] if settings.count == 2 else range(4)
             made, estimates = made[list(chosen)], estimates[list(chosen)]
         else:
-            size = self.data.image(image).shape[:2]
-            rng = np.random.default_rng([settings.seed, 2, row, *np.asarray(box, np.float32).view(np.uint32).tolist()])
-            beside = [noisy_box(box, BOX_NOISE, (size[0], size[1]), rng) for _ in range(settings.count)]
-            several, known = self._decoded(self._reference, [embedding] * settings.count, beside)
+            beside = self._boxes_beside(row, box) if compared is None else np.array(compared.candidates, np.float32)
+            cuts = [0.0] * len(beside)
+            several, known = self._decoded(self._reference, [embedding] * len(beside), list(beside))
             made, estimates = several[:, 0], known[:, 0]
         full = torch.stack(
             [self.backend.upscale(one[None], embedding)[0] > cut for one, cut in zip(made, cuts, strict=True)]
         )
-        key = f"{self.data.image_ids[image]}/{object_id}/" + ",".join(f"{value:.2f}" for value in box)
+        key = Comparison.of(self.data.image_ids[image], object_id, box, beside).key
         candidates = Candidates(key, self.data, image, object_id, full.cpu().numpy(), estimates.cpu().numpy())
         weights = rank_weights(np.asarray(self._judge.rate(candidates), np.float64))
         h, w = self._low_size(embedding)
         small = torch.stack([one[:h, :w] > cut for one, cut in zip(made, cuts, strict=True)])
         return single[0, 0, :h, :w].float(), small, weights
+
+    def _boxes_beside(self, row: int, box: Floats) -> NDArray[np.float32]:
+        """(K, 4) boxes of candidates, drawn around the one of the prompt."""
+        size = self.data.image(int(self.data.objects.image_index[row])).shape[:2]
+        rng = np.random.default_rng([self.settings.seed, 2, row, *np.asarray(box, np.float32).view(np.uint32).tolist()])
+        return np.stack([noisy_box(box, BOX_NOISE, (size[0], size[1]), rng) for _ in range(self.settings.count)])
+
+
+def _found(comparison: Comparison, data: SegmentationData) -> tuple[int, Comparison]:
+    """The row of a comparison's object, and the comparison; ValueError if there is no such object."""
+    if len(comparison.candidates) not in WEIGHTS:
+        raise ValueError(f"choices are between 2 or 4 candidates here, not {len(comparison.candidates)}")
+    return data.find(comparison.image, comparison.object_id), comparison

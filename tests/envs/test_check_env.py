@@ -59,13 +59,14 @@ MODES = {
     "SamPrompt": ("grid", "point", "box"),
     "SamBoxRefine": ("continuous", "discrete"),
     "SamProofread": ("grid", "point", "box"),
+    "SamPrefer": ("choice",),
     "SamPromptSemantic": ("grid",),
 }
 
 
 def test_every_task_is_checked() -> None:
     assert set(MODES) == {task.name for task in TASKS}
-    assert len(sam_gym.env_ids()) == 3 * len(OBJECTS) + len(CLASSES) == len(set(sam_gym.env_ids()))
+    assert len(sam_gym.env_ids()) == 4 * len(OBJECTS) + len(CLASSES) == len(set(sam_gym.env_ids()))
 
 
 @pytest.mark.parametrize(("task", "action_mode"), [(task, mode) for task, modes in MODES.items() for mode in modes])

@@ -25,6 +25,7 @@ MODES = [
     ("SamPrompt-ISBI-v0", "box"),
     ("SamBoxRefine-ISBI-v0", "continuous"),
     ("SamBoxRefine-ISBI-v0", "discrete"),
+    ("SamPrefer-ISBI-v0", "choice"),
     ("SamPromptSemantic-VNCMitochondria-v0", "grid"),
 ]
 """Every task in every action mode."""
@@ -101,7 +102,8 @@ def assert_equal_worlds_and_other_rewards(
             if isinstance(env.action_space, gymnasium.spaces.Discrete):
                 masks.append(env.action_masks())
                 allowed = masks[-1].astype(np.int8)
-                allowed[env.engine.actions.stop] = 0
+                if (stop := env.engine.actions.stop) is not None:
+                    allowed[stop] = 0
                 action = env.action_space.sample(mask=allowed)
             else:
                 action = env.action_space.sample()

@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sam_gym.envs import SamBoxRefineVectorEnv, SamPromptSemanticVectorEnv, SamPromptVectorEnv
+from sam_gym.envs import SamBoxRefineVectorEnv, SamPreferVectorEnv, SamPromptSemanticVectorEnv, SamPromptVectorEnv
 
 N = 3
 STOP = 2 * 16 * 16
@@ -29,7 +29,11 @@ seeds = st.none() | st.integers(0, 2**31) | st.lists(st.integers(0, 2**31), min_
 
 
 PROMPT, REFINE, SEMANTIC = "SamPrompt-ISBI-v0", "SamBoxRefine-ISBI-v0", "SamPromptSemantic-WBC-v0"
-CLASSES = {PROMPT: SamPromptVectorEnv, REFINE: SamBoxRefineVectorEnv, SEMANTIC: SamPromptSemanticVectorEnv}
+PREFER = "SamPrefer-ISBI-v0"
+CLASSES = {
+    PROMPT: SamPromptVectorEnv, REFINE: SamBoxRefineVectorEnv, SEMANTIC: SamPromptSemanticVectorEnv,
+    PREFER: SamPreferVectorEnv,
+}  # fmt: skip
 
 
 def sync(
@@ -54,7 +58,7 @@ def roll(env: VectorEnv, seed: Any, actions: list, reset_seed: int) -> list:
     return said
 
 
-@pytest.mark.parametrize("env_id", [PROMPT, REFINE, pytest.param(SEMANTIC, marks=pytest.mark.real_images)])
+@pytest.mark.parametrize("env_id", [PROMPT, REFINE, PREFER, pytest.param(SEMANTIC, marks=pytest.mark.real_images)])
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=8)
 @given(
@@ -83,6 +87,8 @@ def test_equals_single_environments(
     if env_id == REFINE:
         changes["action_mode"] = "discrete"
         actions = [[9 if one == STOP else one % 9 for one in each] for each in actions]
+    if env_id == PREFER:
+        actions = [[one % 4 for one in each] for each in actions]
     vector = CLASSES[env_id](N, autoreset_mode=mode, max_episode_steps=limit, **tiny, **changes)
     expected = roll(sync(tiny, mode, limit, env_id, **changes), seed, actions, reset_seed)
     same(roll(vector, seed, actions, reset_seed), expected)
@@ -169,9 +175,10 @@ def test_no_full_size_mask_comes_to_the_host(
     env.step(np.ones((N, 4), np.float32) if env_id == REFINE else np.arange(N))
     monkeypatch.undo()
     assert copied
-    maps = (N, 64, 64)
-    assert all(shape == maps or np.prod(shape) <= (4 if env_id == REFINE else 3) * N for shape in copied), copied
-    assert copied.count(maps) <= 2  # .cpu() and .numpy() of one tensor
+    maps = [(N, 64, 64), *([(4 * N, 64, 64)] if env_id == PREFER else [])]
+    numbers = {REFINE: 4, PREFER: 3 * 4}.get(env_id, 3)  # boxes have four, and there are three new candidates
+    assert all(shape in maps or np.prod(shape) <= numbers * N for shape in copied), copied
+    assert all(copied.count(shape) <= 2 for shape in maps)  # .cpu() and .numpy() of one tensor
 
 
 def test_spec_survives_json(make_vec: Callable[..., VectorEnv], same: Callable[[Any, Any], None]) -> None:

@@ -126,23 +126,29 @@ def test_the_simulated_judge_gives_grades_and_is_wrong_as_often_as_asked(data: S
 
 def test_choices_of_a_person_are_read_and_checked(data: SegmentationData, tmp_path: Path) -> None:
     file = tmp_path / "choices.csv"
+    between = "1 2 30 40,1 2 30 40; 2 2 30 40; 3 3 30 40; 4 4 30 40"
 
     def judge(*rows: str) -> ChoiceJudge:
-        file.write_text("\n".join(["key,a,b,choice", *rows]))
+        file.write_text("\n".join(["image,object,box,candidates,choice", *rows]))
         return ChoiceJudge(file)
 
-    assert judge("a,0,1,1", "a,2,1,1", "a,0,3,").rate(candidates(data)).tolist() == [-1, 2, -1, 0]
+    known = judge(f"a,1,{between},2", f"a,1,{between},2", f"a,2,{between},")
+    ratings = [known.rate(candidates(data, one.key)).tolist() for one in known.comparisons]
+    assert ratings == [[0, 0, 1, 0], [0, 0, 0, 0]]
     for rows, message in (
-        (["a,0,1,2"], "line 2: choice '2' is none of the candidates"),
-        (["a,0,one,0"], "line 2: a and b are numbers"),
-        (["a,0,1,0", "a,1,0,1"], "line 3: a was chosen otherwise between 0 and 1 before"),
+        ([f"a,1,{between},4"], "line 2: choice 4 is none of the candidates 0 to 3"),
+        ([f"a,1,{between},best"], "line 2: object and choice are whole numbers"),
+        (["a,1,1 2 3,1 2 3 4; 5 6 7 8,1"], "line 2: a box has 4 numbers"),
+        (["a,1,1 2 3 4,1 2 3 4,0"], "at least 2 candidates"),
+        ([f"a,1,{between},0", f"a,1,{between},1"], "line 3: object 1 of image a was judged otherwise before"),
     ):
         with pytest.raises(ValueError, match=message):
             judge(*rows)
     with pytest.raises(ValueError, match="has no choice for b"):
-        judge("a,0,1,0").rate(candidates(data, "b"))
-    with pytest.raises(ValueError, match="candidates 0 to 3, not 4"):
-        judge("a,0,4,0").rate(candidates(data))
+        judge(f"a,1,{between},0").rate(candidates(data, "b"))
+    file.write_text("key,a,b\n")
+    with pytest.raises(ValueError, match="needs the columns image,object,box,candidates,choice; it has"):
+        ChoiceJudge(file)
     for arguments in ({"wrong": 2}, {"error": "all"}, {"exact": True, "wrong": 0.1}):
         with pytest.raises(ValueError, match="a judge is wrong in a share"):
             TruthJudge(**arguments)  # type: ignore[arg-type]
