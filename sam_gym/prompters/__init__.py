@@ -1,7 +1,7 @@
 """Scripted prompters: what an agent is compared with, sorted by what they look at. Hands names on."""
 
 from sam_gym.prompters.blind import RandomPrompter, box_only, centre
-from sam_gym.prompters.choice import oracle_choice, own_estimate
+from sam_gym.prompters.choice import offered_iou, oracle_choice, own_estimate
 from sam_gym.prompters.mask import IterativeBox, change_rate, uncertainty
 from sam_gym.prompters.oracle import (
     click_scores,
@@ -30,6 +30,7 @@ __all__ = [
     "click_scores",
     "depths",
     "labelled_scores",
+    "offered_iou",
     "oracle_box",
     "oracle_cells",
     "oracle_choice",

@@ -20,8 +20,13 @@ def own_estimate(observations: dict[str, NDArray], env: EngineVectorEnv) -> NDAr
 
 def oracle_choice(observations: dict[str, NDArray], env: EngineVectorEnv) -> NDArray[np.int64]:
     """The candidate that has the highest IoU, by the ground truth."""
+    return offered_iou(env).argmax(axis=1)
+
+
+def offered_iou(env: EngineVectorEnv) -> NDArray[np.float64]:
+    """(N, K) IoU of all candidates, by the ground truth."""
     engine = _engine(env)
-    return np.array([engine.offers(row).iou.argmax() for row in range(env.num_envs)])
+    return np.stack([engine.offers(row).iou for row in range(env.num_envs)])
 
 
 def _engine(env: EngineVectorEnv) -> PreferEngine:

@@ -5,6 +5,7 @@ try:
 except ImportError as error:
     raise ImportError("sam_gym.sb3 needs Stable-Baselines3: pip install 'sam_gym[sb3]'") from error
 
+from sam_gym.sb3.choosing import ChoicePolicy
 from sam_gym.sb3.cloning import Cloner, CloneSettings
 from sam_gym.sb3.models import ALGORITHMS, ModelPrompter, load_model
 from sam_gym.sb3.policy import BoxPolicy, LightPolicy, SketchPolicy, SpatialPolicy
@@ -14,6 +15,7 @@ from sam_gym.sb3.vec_env import SamVecEnv
 __all__ = [
     "ALGORITHMS",
     "BoxPolicy",
+    "ChoicePolicy",
     "CloneSettings",
     "Cloner",
     "LightPolicy",

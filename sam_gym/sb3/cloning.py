@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sam_gym._utils.fetching import atomic_path
 from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.sb3.choosing import ChoicePolicy
 from sam_gym.sb3.policy import BoxPolicy, SpatialPolicy
 from sam_gym.sb3.teachers import teacher_of
 
@@ -42,7 +43,8 @@ class CloneSettings:
         sharpness: Power of the error depth in the target distribution of clicks.
         value_coef: Weight of the value loss.
         candidates: Clicks that search tries in each state, to teach what each is worth; 0: the oracle teaches.
-        temperature: IoU by which a click must gain more than another to be e times as likely; of search only.
+        temperature: IoU by which a click must gain more than another to be e times as likely; of search,
+            and of choices.
     """
 
     total_timesteps: int = 2560
@@ -95,7 +97,7 @@ class Cloner:
 
     def __init__(
         self,
-        policy: SpatialPolicy | BoxPolicy,
+        policy: SpatialPolicy | BoxPolicy | ChoicePolicy,
         env: EngineVectorEnv,
         settings: CloneSettings,
         folder: Path,

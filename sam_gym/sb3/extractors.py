@@ -161,8 +161,12 @@ class LightExtractor(BaseFeaturesExtractor):
             told = told + self.read(observations["text"])
         parts = ((self.embed, "embedding"), (self.look, "maps"))
         # Channels last: a tenth quicker on CPUs, the copy into this order included
-        seen = torch.cat([f(observations[name].to(memory_format=torch.channels_last)) for f, name in parts], dim=1)
-        return self.trunk((self.join(seen) + told[..., None, None]).relu())
+        embedded, looked = (f(observations[name].to(memory_format=torch.channels_last)) for f, name in parts)
+        return self.joined(embedded, looked, told)
+
+    def joined(self, embedded: Tensor, looked: Tensor, told: Tensor) -> Tensor:
+        """Features of what `embed`, `look` and `tell` make of an observation."""
+        return self.trunk((self.join(torch.cat([embedded, looked], dim=1)) + told[..., None, None]).relu())
 
 
 class LightReferenceExtractor(LightExtractor):

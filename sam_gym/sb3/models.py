@@ -16,13 +16,17 @@ from torch import nn
 
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.keeping import Judge
+from sam_gym.sb3.choosing import ChoicePolicy
 from sam_gym.sb3.policy import BoxPolicy, LightPolicy, SketchPolicy, SpatialPolicy
 
-ALGORITHMS: dict[str, tuple[type[MaskablePPO] | type[PPO], type[SpatialPolicy] | type[BoxPolicy]]] = {
+AnyPolicy = SpatialPolicy | BoxPolicy | ChoicePolicy
+
+ALGORITHMS: dict[str, tuple[type[MaskablePPO] | type[PPO], type[AnyPolicy]]] = {
     "LightPolicy": (MaskablePPO, LightPolicy),
     "SketchPolicy": (MaskablePPO, SketchPolicy),
     "SpatialPolicy": (MaskablePPO, SpatialPolicy),
     "BoxPolicy": (PPO, BoxPolicy),
+    "ChoicePolicy": (MaskablePPO, ChoicePolicy),
 }
 """Name of a policy -> the algorithm that trains it, and its class."""
 
@@ -41,7 +45,7 @@ def load_model(file: str | Path, action_space: spaces.Space, **kwargs: Any) -> M
 class ModelPrompter:
     """A trained model as a `sam_gym.prompters.Prompter`: the most likely allowed action."""
 
-    def __init__(self, model: MaskablePPO | PPO | SpatialPolicy | BoxPolicy) -> None:
+    def __init__(self, model: MaskablePPO | PPO | AnyPolicy) -> None:
         self.model = model
 
     @property

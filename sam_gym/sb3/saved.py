@@ -24,6 +24,7 @@ from sam_gym._utils.naming import first_line
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.box_refine import SamBoxRefineVectorEnv
 from sam_gym.envs.observations import MAPS, STATE
+from sam_gym.envs.prefer import SamPreferVectorEnv
 from sam_gym.envs.prompt import SamPromptVectorEnv
 from sam_gym.envs.proofread import SamProofreadVectorEnv
 from sam_gym.envs.shown_prompts import ShownPrompts
@@ -34,6 +35,7 @@ TASKS: dict[str, tuple[type[EngineVectorEnv], tuple[str, ...]]] = {
     "SamPrompt": (SamPromptVectorEnv, ("grid", "point", "box")),
     "SamProofread": (SamProofreadVectorEnv, ("grid", "point", "box")),
     "SamBoxRefine": (SamBoxRefineVectorEnv, ("continuous", "discrete")),
+    "SamPrefer": (SamPreferVectorEnv, ("choice",)),
 }
 """Task that begins with a box -> its vector environment, and its action modes."""
 

@@ -20,8 +20,9 @@ from sam_gym.envs.box_refine import BoxRefineSettings, SideMoves
 from sam_gym.envs.episode import GridActions
 from sam_gym.envs.foresight import Foresight
 from sam_gym.envs.labelling import LabelledCells
+from sam_gym.envs.prefer import Choices
 from sam_gym.envs.shown_prompts import BOX, MASK_BOX
-from sam_gym.prompters import candidate_clicks, click_scores, labelled_scores, oracle_box, tried_iou
+from sam_gym.prompters import candidate_clicks, click_scores, labelled_scores, offered_iou, oracle_box, tried_iou
 
 
 class Teacher(ABC):
@@ -151,6 +152,31 @@ class SearchTeacher(ClickTeacher):
         return targets, allowed
 
 
+class ChoiceTeacher(ClickTeacher):
+    """The truth about candidates: the target is softmax(IoU / temperature).
+
+    Args:
+        temperature: In units of IoU.
+    """
+
+    measure = "kl_to_oracle"
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+
+    def label(
+        self, observations: dict[str, NDArray], env: EngineVectorEnv, rng: np.random.Generator
+    ) -> tuple[NDArray, NDArray[np.bool_]]:
+        """See `Teacher.label`."""
+        iou = offered_iou(env)
+        weights = np.exp((iou - iou.max(axis=1, keepdims=True)) / self._temperature)
+        return weights / weights.sum(axis=1, keepdims=True), env.action_masks()
+
+    def turn(self, arrays: dict[str, Tensor], which: int) -> dict[str, Tensor]:
+        """See `Teacher.turn`; candidates stay where they are."""
+        return {**arrays, **{name: turn(arrays[name], which) for name in ("maps", "embedding")}}
+
+
 class BoxTeacher(Teacher):
     """The object's tight box: moves of the four sides that lead there."""
 
@@ -224,7 +250,7 @@ def teacher_of(
         sharpness: Of `ClickTeacher`.
         policy: The one that is taught.
         candidates: Clicks that are tried in each state (`SearchTeacher`); 0: the oracle teaches, who tries none.
-        temperature: Of `SearchTeacher`.
+        temperature: Of `SearchTeacher` and `ChoiceTeacher`.
 
     Raises:
         ValueError: There is none; says which actions have one.
@@ -241,10 +267,12 @@ def teacher_of(
         return ClickTeacher(sharpness)
     if isinstance(actions, SideMoves):
         return BoxTeacher()
+    if isinstance(actions, Choices):
+        return ChoiceTeacher(temperature)
     without = " without stop" if isinstance(actions, LabelledCells) else ""
     raise ValueError(
         f"there is nobody to clone for action_mode={env.settings.action_mode!r}{without}: the oracles teach clicks on "
-        "the grid with stop (action_mode='grid'), and SamBoxRefine's moves (action_mode='continuous')"
+        "the grid with stop (action_mode='grid'), SamBoxRefine's moves (action_mode='continuous'), SamPrefer's choices"
     )
 
 
