@@ -9,6 +9,10 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from sam_gym._utils.fetching import atomic_path
 from sam_gym._utils.progress import progress_bar
 from sam_gym.annotate.cue_boxes import COLUMNS
@@ -16,6 +20,9 @@ from sam_gym.data import read_image
 from sam_gym.semantics.proposals import Proposal, Proposer
 
 NAME = "proposals.csv"
+NOTHING = "nothing-found"
+"""Folder of maps, below that of the masks."""
+
 HEADER = (*COLUMNS, "x", "y", "confidence", "asked")
 """Box, then a point deep inside, in pixels of the image; the confidence; what was asked for."""
 
@@ -34,7 +41,8 @@ def propose_boxes(
         overwrite: Write it anew.
 
     Yields:
-        The path of an image below its folder, and why it has no box.
+        The path of an image below its folder, and why it has no box. Where nothing in it looked like the text, the
+        map that says how much each place does is saved as a picture in the folder `NOTHING`.
 
     Raises:
         ValueError: No image has any; or the file is there and is of something else.
@@ -50,13 +58,17 @@ def propose_boxes(
     found: dict[str, list[Proposal]] = {}
     with progress_bar("propose", len(files), "image") as bar:
         for path in files:
-            name, reason = path.relative_to(folder).as_posix(), "no part of it looks like the text"
+            name = path.relative_to(folder).as_posix()
             try:
-                found[name] = proposer(read_image(path))
+                image = read_image(path)
+                found[name] = proposer(image)
             except (ValueError, OSError) as error:
-                found[name], reason = [], " ".join(str(error).split())
-            if not found[name]:
-                yield name, reason
+                found[name] = []
+                yield name, " ".join(str(error).split())
+            else:
+                if not found[name]:
+                    saved = _save_map(proposer, image, out / NOTHING / f"{name}.png")
+                    yield name, f"no part of it looks like the text; how much each place does: {saved}"
             bar.update()
     if not any(found.values()):
         raise ValueError(f"no box was proposed for {what} in {len(files)} images: try another --way, or draw --boxes")
@@ -68,3 +80,12 @@ def propose_boxes(
             for one in proposals:
                 numbers = [f"{value:.1f}" for value in (*one.box, *one.point)]
                 writer.writerow([name, *numbers, f"{one.confidence:.3f}", what])
+
+
+def _save_map(proposer: Proposer, image: NDArray[np.uint8], file: Path) -> Path:
+    """An image and its map side by side, bright where the text applies the most; the file."""
+    heat = np.rint(255 * proposer.heat(image)).astype(np.uint8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(file) as path:
+        Image.fromarray(np.concatenate([image, np.repeat(heat[..., None], 3, axis=2)], axis=1)).save(path, "PNG")
+    return file

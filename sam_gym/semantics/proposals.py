@@ -1,9 +1,10 @@
 """Prompts that nobody drew: from an image and a text to boxes and points with a confidence.
 
-Five ways, from the most to the least that they know:
+Six ways, from the most to the least that they know:
 
 * "sam": SAM's masks of a grid of points, of which those are kept that look like the text;
 * "map": where the similarity map of the text is high (`sam_gym.semantics.similarity`);
+* "gscorecam": the same of another map, which asks the whole image (`sam_gym.semantics.score_cam`);
 * "shades": bright parts and dark parts by Otsu's threshold, of which those are kept that look like the text;
 * "otsu": the same for the rarer shade alone, whatever the text is;
 * "whole": the whole image.
@@ -29,10 +30,12 @@ from sam_gym.sam.backend import SamBackend
 from sam_gym.sam.masks import measure
 from sam_gym.sam.prompts import PromptBatch
 from sam_gym.semantics.captions import rivals
+from sam_gym.semantics.score_cam import score_map
 from sam_gym.semantics.scorer import RegionScorer
 from sam_gym.semantics.similarity import similarity_map, upsample
 
-WAYS = ("shades", "sam", "map", "otsu", "whole")
+WAYS = ("shades", "sam", "map", "gscorecam", "otsu", "whole")
+MAPPED = ("map", "gscorecam")
 
 TOGETHER = 64
 """Points of the grid that are decoded in one call."""
@@ -109,7 +112,7 @@ class Proposer:
     ) -> None:
         self.settings = ProposalSettings() if settings is None else settings
         self.text, self._scorer, self._backend = text, scorer, backend
-        if self.settings.way in ("shades", "sam", "map") and (scorer is None or not text.strip()):
+        if self.settings.way in ("shades", "sam", *MAPPED) and (scorer is None or not text.strip()):
             raise ValueError(f"way {self.settings.way!r} needs a text and what compares regions with it")
         if self.settings.way == "sam" and backend is None:
             raise ValueError("way 'sam' needs a SamBackend")
@@ -128,7 +131,7 @@ class Proposer:
             masks = self._parts(_shades(image)[0])
             confidence = [1.0] * len(masks)
         else:
-            heat = self._map(image)
+            heat = self.heat(image)
             masks = self._parts(heat)
             confidence = [float(heat[mask].mean()) for mask in masks]
         found = [_proposal(mask, value) for mask, value in zip(masks, confidence, strict=True)]
@@ -162,9 +165,13 @@ class Proposer:
                 masks.append(mask)
         return masks
 
-    def _map(self, image: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """(H, W) in 0..1: where the text applies."""
-        assert self._scorer is not None, "checked at the beginning"
+    def heat(self, image: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """(H, W) in 0..1: where the text applies; where no text is needed, where the rarer shade is."""
+        if self._scorer is None or self.settings.way == "otsu":
+            return _shades(image)[0]
+        if self.settings.way == "gscorecam":
+            maps = score_map(self._scorer.clip, image, self.text, rivals(self.text))[None]
+            return upsample(maps, image.shape[:2])[0].double().cpu().numpy()
         maps = similarity_map(self._scorer.clip, [image], [self.text], [rivals(self.text)], tiles=self.settings.tiles)
         return upsample(maps, image.shape[:2])[0].double().cpu().numpy()
 

@@ -218,6 +218,7 @@ def test_a_text_proposes_boxes_once_and_for_itself(run: Run, photos: Path, tmp_p
     status, out, err = text("nucleus", "--way", "otsu")
     assert status == 0
     assert "nothing is proposed for flat.png: no part of it looks like the text" in err
+    assert [file.name for file in tmp_path.rglob("nothing-found/*")] == ["flat.png.png"]
     assert out.startswith("1 of 1 images: 1 segmented")
     rows = (tmp_path / "out/proposals.csv").read_text().splitlines()
     assert rows[0] == "image,x0,y0,x1,y1,x,y,confidence,asked"

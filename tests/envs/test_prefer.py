@@ -148,7 +148,7 @@ def test_the_policy_looks_at_each_candidate_alike() -> None:
 
 def test_it_learns_from_the_truth_which_is_best(tmp_path: Path) -> None:
     env: Any = gymnasium.make_vec(ID, num_envs=8, autoreset_mode="SameStep", **TINY).unwrapped
-    settings = CloneSettings(total_timesteps=480, round_steps=10, gradient_steps=60, batch_size=32, oracle_until=1.0,
+    settings = CloneSettings(total_timesteps=160, round_steps=5, gradient_steps=20, batch_size=16, oracle_until=1.0,
                              own_actions=0.0, temperature=0.02, learning_rate=3e-3)  # fmt: skip
     losses: list[float] = []
     cloner = Cloner(policy_of(env), env, settings, tmp_path, seed=0, gamma=1.0, reward_scale=10.0)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sam_gym.sam.backend import SamBackend
 from sam_gym.semantics import get_scorer
-from sam_gym.semantics.proposals import ProposalSettings, Proposer, automatic_masks, match
+from sam_gym.semantics.proposals import MAPPED, ProposalSettings, Proposer, automatic_masks, match
 
 BOXES = np.array([[10, 12, 40, 30], [60, 40, 90, 75]], np.float32)
 
@@ -53,8 +53,13 @@ def test_the_text_chooses_among_shades(image: NDArray[np.uint8]) -> None:
     assert match(both, BOXES).min() > 0.8
 
 
-def test_a_map_of_a_real_clip_gives_boxes_inside_the_image(image: NDArray[np.uint8]) -> None:
-    for one in Proposer("nucleus", get_scorer("clip-micro", "cpu"), settings=ProposalSettings("map"))(image):
+@pytest.mark.parametrize("way", MAPPED)
+def test_a_map_of_a_real_clip_gives_boxes_inside_the_image(image: NDArray[np.uint8], way: str) -> None:
+    proposer = Proposer("nucleus", get_scorer("clip-micro", "cpu"), settings=ProposalSettings(way))
+    heat = proposer.heat(image)
+    assert heat.shape == image.shape[:2]
+    assert 0 <= heat.min() < heat.max() <= 1
+    for one in proposer(image):
         assert (one.box[:2] >= 0).all()
         assert (one.box[2:] <= (120, 100)).all()
         assert 0 <= one.confidence <= 1
