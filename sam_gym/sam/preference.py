@@ -10,13 +10,14 @@ in which they differ, since their weights sum to zero. It is divided by the numb
 few hundred of 65,536 pixels would not be heard. No code was published; what was not published is chosen here and said
 so.
 
-It stands on `sam_gym.sam.tuning`, which is stage 1: drawing, schedule, state and file are its own.
+Each object is rated once, before anything is learned: four masks of one box, as an annotator would. It stands on
+`sam_gym.sam.tuning`, which is stage 1: drawing, schedule, state and file are its own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from sam_gym._utils.boxes import Floats, noisy_box
 from sam_gym._utils.naming import unknown
+from sam_gym._utils.progress import progress_bar
 from sam_gym.data import SegmentationData
 from sam_gym.sam.backend import ImageEmbedding, SamBackend
 from sam_gym.sam.checkpoints import load_sam
@@ -98,36 +100,55 @@ def rank_weights(ratings: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.array([weights[ratings == rating].mean() for rating in ratings])
 
 
-def preference_loss(
-    logits: Tensor,
-    reference: Tensor,
-    masks: Tensor,
-    weights: Sequence[float] | NDArray[np.float64],
-    settings: PreferenceSettings,
-) -> Tensor | None:
-    """Loss of one object: -log sigmoid(beta m), m = sum_k w_k <Y_k, z - z_ref> / |D|, and the anchor.
+@dataclass(frozen=True)
+class Rating:
+    """A comparison that was rated, as far as a step needs it: D are the n pixels in which the candidates differ.
 
-    D are the pixels in which the candidates differ.
+    Attributes:
+        row: Of the object.
+        box: (4,) the prompt, in pixels of the image.
+        differing: (h, w) bool, D.
+        reference: (n,) logits there of the decoder as it was.
+        masks: (K, n) the candidates there, 1 or 0.
+        weights: (K,) that sum to zero (`rank_weights`).
+    """
+
+    row: int
+    box: Floats
+    differing: Tensor
+    reference: Tensor
+    masks: Tensor
+    weights: NDArray[np.float64]
+
+
+def rating_of(row: int, box: Floats, reference: Tensor, masks: Tensor, weights: NDArray[np.float64]) -> Rating | None:
+    """A rating from whole logits (h, w) and masks (K, h, w) bool; None where nothing is preferred.
+
+    That is so where the candidates, or their ratings, are all equal.
+    """
+    differing = masks.any(dim=0) & ~masks.all(dim=0)
+    if not differing.any() or not weights.any():
+        return None
+    return Rating(row, box, differing, reference[differing], masks[:, differing].to(reference.dtype), weights)
+
+
+def preference_loss(logits: Tensor, rating: Rating, settings: PreferenceSettings) -> Tensor:
+    """Loss of one object: -log sigmoid(beta m), m = sum_k w_k <Y_k, z - z_ref> / |D|, and the anchor.
 
     Args:
         logits: (h, w) z, of the decoder that learns.
-        reference: (h, w) z_ref, of the decoder as it was.
-        masks: (K, h, w) bool, the candidates Y.
-        weights: K numbers that sum to zero (`rank_weights`).
+        rating: z_ref, candidates Y and weights w.
         settings: `beta`, `smoothing` and `anchor` count.
 
     Returns:
-        A scalar; None where nothing is preferred: the candidates, or their ratings, are all equal.
+        A scalar.
     """
-    differing = masks.any(dim=0) & ~masks.all(dim=0)
-    if not differing.any() or not any(weights):
-        return None
-    drawn, moved = masks[:, differing].to(logits.dtype), (logits - reference)[differing]
-    margin = settings.beta * (drawn.new_tensor(list(weights)) @ drawn @ moved) / differing.sum()
+    now, drawn = logits[rating.differing], rating.masks
+    weights = drawn.new_tensor(rating.weights.tolist())
+    margin = settings.beta * (weights @ drawn @ (now - rating.reference)) / len(now)
     loss = -(1 - settings.smoothing) * F.logsigmoid(margin) - settings.smoothing * F.logsigmoid(-margin)
     if settings.anchor:
-        best = drawn[int(np.argmax(weights))]
-        odds = [best * one[differing] - F.softplus(one[differing]) for one in (reference, logits)]
+        odds = [drawn[int(weights.argmax())] * one - F.softplus(one) for one in (rating.reference, now)]
         loss = loss + settings.anchor * F.relu((odds[0] - odds[1]).mean())
     return loss
 
@@ -146,7 +167,8 @@ class PreferenceTuner(Tuner):
         state: As for `Tuner`.
 
     Attributes:
-        skipped: Objects so far whose candidates, or ratings, were all equal, so that nothing was learned from them.
+        skipped: Objects whose candidates, or ratings, are all equal, so that nothing is learned from them; known once
+            it runs.
     """
 
     settings: PreferenceSettings
@@ -163,44 +185,66 @@ class PreferenceTuner(Tuner):
     ) -> None:
         self._judge, self._labelled, self.skipped = judge, labelled, 0
         self._compared = [_found(one, data) for one in judge.comparisons] if isinstance(judge, ChoiceJudge) else []
+        self._ratings: list[Rating] = []
         self._reference = BatchedDecoder(load_sam(checkpoint).to(backend.device))
         super().__init__(checkpoint, data, settings, backend, state)
+
+    def run(self, after_step: Callable[[Tuner, float], None]) -> None:
+        """Rate the objects, then as `Tuner.run`.
+
+        Raises:
+            ValueError: In no comparison is anything preferred.
+        """
+        if self.steps_done < self.settings.steps:
+            self._rate()
+        super().run(after_step)
+
+    def _rate(self) -> None:
+        """Rate each object once, or each comparison that there is a choice of; as many as the steps will use."""
+        n = len(self._compared) or len(self.data.objects)
+        most = min(n, self.settings.steps * self.settings.batch_size)
+        with progress_bar("rating", most, "object") as bar:
+            for k in self._order(0, n)[:most]:
+                row, box, compared = self._prompt(int(k))
+                embedding = self._embeddings(self.data, np.array([row]))[0]
+                rating = rating_of(row, box, *self._rated(row, embedding, box, compared))
+                if rating is None:
+                    self.skipped += 1
+                else:
+                    self._ratings.append(rating)
+                bar.update()
+        if not self._ratings:
+            raise ValueError(
+                f"nothing can be learned from {most} comparisons: the candidates of each, or their ratings, are equal. "
+                "Take another source of candidates, or a judge who tells them apart"
+            )
+
+    def _prompt(self, k: int) -> tuple[int, Floats, Comparison | None]:
+        """Object, box and choice, if there are choices, of comparison `k`."""
+        if self._compared:
+            row, compared = self._compared[k]
+            return row, np.array(compared.box, np.float32), compared
+        rng = np.random.default_rng([self.settings.seed, 3, k])
+        return k, self._missized(self.data, k, rng), None
 
     @property
     def _identity(self) -> dict[str, Any]:
         labelled = None if self._labelled is None else self._labelled.hash()
         return {**super()._identity, "judge": self._judge.identity, "labelled": labelled}
 
-    def _draw(self, other: SegmentationData | None = None) -> tuple[NDArray[np.intp], list[Floats]]:
-        if other is not None or not self._compared:
-            return super()._draw(other)
-        chosen = self._comparisons()
-        return np.array([row for row, _ in chosen]), [np.array(one.box, np.float32) for _, one in chosen]
-
-    def _comparisons(self) -> list[tuple[int, Comparison]]:
-        """What this step learns from, where there are choices: each comparison once before any comes again."""
-        n = len(self._compared)
+    def _loss(self) -> Tensor:
+        n = len(self._ratings)
         at = np.arange(self.settings.batch_size) + self.steps_done * self.settings.batch_size
-        return [self._compared[self._order(int(k) // n, n)[int(k) % n]] for k in at] if n else []
-
-    def _loss(self, rows: NDArray[np.intp], boxes: list[Floats]) -> Tensor:
+        some = [self._ratings[self._order(int(k) // n, n)[int(k) % n]] for k in at]
+        embeddings = self._embeddings(self.data, np.array([one.row for one in some]))
+        logits, _ = self._decoded(self._decoder, embeddings, [one.box for one in some])
         losses = []
-        compared: list[Comparison | None] = [one for _, one in self._comparisons()]
-        compared = compared or [None] * len(rows)
-        embeddings = self._embeddings(self.data, rows)
-        logits, _ = self._decoded(self._decoder, embeddings, boxes)
-        for i, row in enumerate(rows):
-            reference, masks, weights = self._rated(int(row), embeddings[i], boxes[i], compared[i])
-            h, w = reference.shape
-            loss = preference_loss(logits[i, 0, :h, :w].float(), reference, masks, weights, self.settings)
-            if loss is None:
-                self.skipped += 1
-            else:
-                losses.append(loss)
-        total = torch.stack(losses).mean() if losses else 0 * logits.sum()
+        for i, one in enumerate(some):
+            h, w = one.differing.shape
+            losses.append(preference_loss(logits[i, 0, :h, :w].float(), one, self.settings))
+        total = torch.stack(losses).mean()
         if self._labelled is not None and self.settings.supervised:
-            known, around = self._draw(self._labelled)
-            total = total + self.settings.supervised * self._mask_loss(self._labelled, known, around)
+            total = total + self.settings.supervised * self._mask_loss(self._labelled)
         return total
 
     @torch.no_grad()

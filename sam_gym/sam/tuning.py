@@ -166,11 +166,10 @@ class Tuner:
 
     def _step(self) -> float:
         settings = self.settings
-        rows, boxes = self._draw()
         rate = settings.learning_rate * _rate(self.steps_done, settings)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        loss = self._loss(rows, boxes)
+        loss = self._loss()
         self._optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
@@ -178,28 +177,29 @@ class Tuner:
         self.steps_done += 1
         return float(loss.detach())
 
-    def _draw(self, other: SegmentationData | None = None) -> tuple[NDArray[np.intp], list[Floats]]:
-        """Rows of the object table, or another one, and a box for each: every object once before any comes again."""
-        data = self.data if other is None else other
+    def _draw(self, data: SegmentationData) -> tuple[NDArray[np.intp], list[Floats]]:
+        """Rows of an object table and a box for each: every object once before any comes again."""
         settings, objects = self.settings, data.objects
         at = np.arange(settings.batch_size) + self.steps_done * settings.batch_size
         rows = np.array([self._order(int(k) // len(objects), len(objects))[int(k) % len(objects)] for k in at])
         rng = np.random.default_rng([settings.seed, 1, self.steps_done])
+        return rows, [self._missized(data, int(row), rng) for row in rows]
+
+    def _missized(self, data: SegmentationData, row: int, rng: np.random.Generator) -> Floats:
+        """A box of an object with an error of `SCHEDULE`."""
         errors, odds = zip(*SCHEDULE, strict=True)
-        boxes = []
-        for row in rows:
-            size = data.image(int(objects.image_index[row])).shape[:2]
-            error = float(rng.choice(errors, p=odds))
-            boxes.append(missized_box(objects.box[row], error, settings.size_error, (size[0], size[1]), rng))
-        return rows, boxes
+        size = data.image(int(data.objects.image_index[row])).shape[:2]
+        error = float(rng.choice(errors, p=odds))
+        return missized_box(data.objects.box[row], error, self.settings.size_error, (size[0], size[1]), rng)
 
     def _order(self, epoch: int, objects: int) -> NDArray[np.intp]:
         return np.random.default_rng([self.settings.seed, 0, epoch]).permutation(objects)
 
-    def _loss(self, rows: NDArray[np.intp], boxes: list[Floats]) -> Tensor:
-        return self._mask_loss(self.data, rows, boxes)
+    def _loss(self) -> Tensor:
+        return self._mask_loss(self.data)
 
-    def _mask_loss(self, data: SegmentationData, rows: NDArray[np.intp], boxes: list[Floats]) -> Tensor:
+    def _mask_loss(self, data: SegmentationData) -> Tensor:
+        rows, boxes = self._draw(data)
         objects, device = data.objects, self.backend.device
         embeddings = self._embeddings(data, rows)
         logits, quality = self._decoded(self._decoder, embeddings, boxes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,9 +15,25 @@ from hypothesis import strategies as st
 from sam_gym.data import SegmentationData, load_data
 from sam_gym.sam.backend import get_backend
 from sam_gym.sam.judges import Candidates, ChoiceJudge, OwnEstimate, TruthJudge
-from sam_gym.sam.preference import SOURCES, PreferenceSettings, PreferenceTuner, preference_loss, rank_weights
+from sam_gym.sam.preference import (
+    SOURCES,
+    PreferenceSettings,
+    PreferenceTuner,
+    preference_loss,
+    rank_weights,
+    rating_of,
+)
 
 PLAIN = PreferenceSettings(anchor=0.0)
+
+
+BOX = np.zeros(4, np.float32)
+
+
+def loss_of(logits: torch.Tensor, reference: torch.Tensor, masks: torch.Tensor, weights: Any, how: Any) -> Any:
+    rating = rating_of(0, BOX, reference, masks, np.asarray(weights, np.float64))
+    assert rating is not None
+    return preference_loss(logits, rating, how)
 
 
 def log_odds(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -35,11 +51,10 @@ def test_the_loss_and_its_gradient_are_those_of_the_plain_definition(seed: int, 
     masks = torch.rand(count, 5, 7, generator=rng) > 0.5
     weights = rank_weights(np.random.default_rng(seed).permutation(count).astype(float))
     found, plain = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    loss = preference_loss(found, reference, masks, weights, PLAIN)
+    loss = loss_of(found, reference, masks, weights, PLAIN)
     differing = (masks.any(0) & ~masks.all(0)).sum()
     ratios = log_odds(plain, masks) - log_odds(reference, masks)
     expected = -torch.nn.functional.logsigmoid((torch.tensor(weights) * ratios).sum() / differing)
-    assert loss is not None
     loss.backward()
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
@@ -51,8 +66,7 @@ def test_a_step_along_the_loss_raises_what_was_preferred() -> None:
     masks = torch.zeros(2, 4, 4, dtype=torch.bool)
     masks[0, :2], masks[1, 1:3] = True, True
     logits = reference.clone().requires_grad_()
-    loss = preference_loss(logits, reference, masks, [1, -1], PLAIN)
-    assert loss is not None
+    loss = loss_of(logits, reference, masks, [1, -1], PLAIN)
     assert loss.item() == pytest.approx(np.log(2))
     loss.backward()
     assert (logits.grad[0] < 0).all()  # in the preferred mask alone: up
@@ -62,22 +76,20 @@ def test_a_step_along_the_loss_raises_what_was_preferred() -> None:
 
 def test_nothing_is_learned_where_nothing_is_preferred() -> None:
     logits, same = torch.randn(3, 3), torch.ones(4, 3, 3, dtype=torch.bool)
-    assert preference_loss(logits, logits, same, (1, 0.5, -0.5, -1), PLAIN) is None
+    assert rating_of(0, BOX, logits, same, np.array([1, 0.5, -0.5, -1])) is None
     different = torch.rand(4, 3, 3) > 0.5
-    assert preference_loss(logits, logits, different, rank_weights(np.full(4, 2.0)), PLAIN) is None
+    assert rating_of(0, BOX, logits, different, rank_weights(np.full(4, 2.0))) is None
 
 
 def test_anchor_and_smoothing_hold_back() -> None:
     reference, masks = torch.zeros(2, 2), torch.tensor([[[1, 0], [0, 0]], [[0, 1], [0, 0]]]).bool()
     fallen = torch.tensor([[-2.0, 0], [0, 0]])
-    anchored = preference_loss(fallen, reference, masks, [1, -1], PreferenceSettings(anchor=2.0))
-    free = preference_loss(fallen, reference, masks, [1, -1], PLAIN)
-    assert anchored is not None
-    assert free is not None
+    anchored = loss_of(fallen, reference, masks, [1, -1], PreferenceSettings(anchor=2.0))
+    free = loss_of(fallen, reference, masks, [1, -1], PLAIN)
     lost = (torch.nn.functional.softplus(torch.tensor(2.0)) - np.log(2)) / 2  # of two pixels that differ
     assert float(anchored - free) == pytest.approx(2 * float(lost), abs=1e-6)
     sure = torch.tensor([[50.0, -50], [0, 0]])
-    smoothed = preference_loss(sure, reference, masks, [1, -1], PreferenceSettings(anchor=0.0, smoothing=0.1))
+    smoothed = loss_of(sure, reference, masks, [1, -1], PreferenceSettings(anchor=0.0, smoothing=0.1))
     assert float(smoothed) == pytest.approx(0.1 * 50, abs=1e-3)  # the margin is 50
 
 
@@ -187,12 +199,34 @@ def test_a_decoder_learns_and_its_reference_does_not(
     assert first[1].shape[0] == count
 
 
+def test_each_object_is_rated_once_and_equal_ones_are_counted(make: Callable[..., PreferenceTuner]) -> None:
+    class Counting(TruthJudge):
+        rated: ClassVar[list[str]] = []
+
+        def rate(self, candidates: Candidates) -> Any:
+            self.rated.append(candidates.key)
+            return np.zeros(4) if len(self.rated) % 2 else super().rate(candidates)
+
+    tuner = make(Counting(exact=True), steps=30)
+    tuner.run(lambda *_: None)
+    assert len(Counting.rated) == len(set(Counting.rated)) == min(60, len(tuner.data.objects))
+    assert tuner.skipped >= len(Counting.rated) // 2
+    assert tuner.skipped + len(tuner._ratings) == len(Counting.rated)
+
+    class Indifferent(OwnEstimate):
+        def rate(self, candidates: Candidates) -> Any:
+            return np.zeros(4)
+
+    with pytest.raises(ValueError, match="nothing can be learned from 8 comparisons"):
+        make(Indifferent()).run(lambda *_: None)
+
+
 def test_a_preferred_candidate_gains_on_the_others(make: Callable[..., PreferenceTuner]) -> None:
-    """The same object again and again: what the judge prefers rises, relative to what it does not."""
+    """The same objects again and again: what the judge prefers rises, relative to what it does not."""
     tuner = make(steps=30, batch_size=1, anchor=0.0, learning_rate=3e-4)
-    tuner._draw = lambda other=None: (np.array([3]), [tuner.data.objects.box[3]])  # type: ignore[method-assign]
-    losses: list[float] = []
-    tuner.run(lambda _, loss: losses.append(loss))
+    tuner._rate()
+    tuner._ratings = tuner._ratings[:1]
+    losses = [tuner._step() for _ in range(30)]
     assert losses[0] == pytest.approx(np.log(2), abs=1e-3)
     assert losses[-1] < losses[0] - 0.02
 

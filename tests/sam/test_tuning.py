@@ -98,7 +98,7 @@ def test_each_method_trains_exactly_its_parameters(make: Make, method: str) -> N
 
 def test_gradients_reach_the_whole_mask_head(make: Make) -> None:
     tuner = make()
-    loss = tuner._loss(*tuner._draw())
+    loss = tuner._loss()
     loss.backward()
     decoder = tuner.sam.mask_decoder
     for module in (decoder.output_upscaling, decoder.output_hypernetworks_mlps[0], decoder.iou_prediction_head):
@@ -153,7 +153,7 @@ def test_tokens_and_embeddings_are_not_decayed(make: Make) -> None:
 def draws(tuner: Tuner, steps: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     rows, boxes = [], []
     for tuner.steps_done in range(steps):
-        some, their_boxes = tuner._draw()
+        some, their_boxes = tuner._draw(tuner.data)
         rows.extend(some)
         boxes.extend(their_boxes)
     return np.array(rows), np.array(boxes)
@@ -210,8 +210,8 @@ def test_the_decoder_is_trained_on_what_a_backend_gives_it(make: Make, data: Seg
     given: list[tuple] = []
     decoder = tuner._decoder
     tuner._decoder = lambda *a, **more: (given.append(a), decoder(*a, **more))[1]
-    rows, boxes = tuner._draw()
-    tuner._loss(rows, boxes)
+    rows, boxes = tuner._draw(tuner.data)
+    tuner._loss()
     backend = SamBackend("tiny_random", "cpu")
     embeddings = backend.encode([oblong.image(int(i)) for i in oblong.objects.image_index[rows]])
     assert len({embedding.image_size for embedding in embeddings}) == 2
