@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ def evaluate(
     root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     set: Sets = (),
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    workers: int = 1,
 ) -> None:
     """Measure prompters on every object of a split: a table, and a record with the IoU curve of each object.
 
@@ -56,11 +58,13 @@ def evaluate(
         root: Folder of your own images and masks, for ids such as SamPrompt-Folder-v0 (docs/data.md).
         set: Settings of the environment, NAME=VALUE each; its page lists them.
         out: Folder of the records; default evaluations/ID-SPLIT, with the folder's name where there is --root.
+        workers: Processes that share the work, a core or more each; the records are the same for any number.
     """
     asked = env_settings(env_id, root, set)
     if objects is not None and objects < 1:
         raise ValueError(f"--objects must be at least 1, got {objects}")
     from sam_gym.evaluation import evaluate_entries, make_evaluation_env, record_file
+    from sam_gym.evaluation.parallel import processes
     from sam_gym.evaluation.report import print_table
     from sam_gym.prompters import baselines
 
@@ -85,7 +89,9 @@ def evaluate(
             groups[key] = environment(**settings), {}
         env, entries = groups[key]
         entries[one.name] = one.prompter(env)
-    records = [record for env, entries in groups.values() for record in evaluate_entries(entries, env, folder, objects)]
+    with processes(workers) if workers != 1 else nullcontext() as executor:
+        found = [evaluate_entries(entries, env, folder, objects, executor) for env, entries in groups.values()]
+    records = [record for some in found for record in some]
     source = records[0].provenance["source"]
     stand_in = "" if source == records[0].provenance["data"] else f", STAND-IN DATA {source}"
     print()

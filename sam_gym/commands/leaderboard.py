@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 
 
-def run(env: tuple[str, ...] = (), entry: tuple[str, ...] = (), device: str = "auto", board: Folder = None) -> None:
+def run(
+    env: tuple[str, ...] = (),
+    entry: tuple[str, ...] = (),
+    device: str = "auto",
+    board: Folder = None,
+    workers: int = 1,
+) -> None:
     """Evaluate what is not stored yet with the same hashes; after Ctrl-C the same command goes on.
 
     For example:
@@ -35,11 +42,15 @@ def run(env: tuple[str, ...] = (), entry: tuple[str, ...] = (), device: str = "a
         entry: Names of entries ("random", "oracle clicks", an agent's); default all.
         device: Where SAM and the agents run.
         board: Folder of the board; default benchmarks/ of a clone, else this folder.
+        workers: Processes that share the work; the records are the same for any number.
     """
     there = _board(board, begins=True)
+    from sam_gym.evaluation.parallel import processes
     from sam_gym.leaderboard.running import run_missing
 
-    print(f"{run_missing(there, env, entry, device)}; now: {_command(board, 'table')}")
+    with processes(workers) if workers != 1 else nullcontext() as executor:
+        said = run_missing(there, env, entry, device, executor)
+    print(f"{said}; now: {_command(board, 'table')}")
 
 
 def table(board: Folder = None) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -156,6 +156,30 @@ class Record:
             "format": RECORD_FORMAT, "name": self.name, "seconds": self.seconds, "provenance": self.provenance,
             "measures": self.measures(), "objects": objects,
         }  # fmt: skip
+
+    @classmethod
+    def merge(cls, parts: Sequence[Record], provenance: Mapping[str, Any], seconds: float) -> Record:
+        """The record of several parts, one after the other.
+
+        Args:
+            parts: Of one prompter; at least one.
+            provenance: Of the whole, as `sam_gym.evaluation.evaluation_provenance` has it.
+            seconds: Of the whole.
+
+        Raises:
+            ValueError: A part is of other data, another SAM, other rules or another prompter than the whole.
+        """
+        for part in parts:
+            for name, value in provenance.items():
+                if name != "episode_list" and part.provenance.get(name) != value:
+                    raise ValueError(f"a part is of another {name}: {part.provenance.get(name)!r}, not {value!r}")
+        return cls(
+            parts[0].name,
+            cases=[case for part in parts for case in part.cases],
+            provenance=dict(provenance),
+            seconds=seconds,
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS},
+        )
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Record:

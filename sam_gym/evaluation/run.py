@@ -11,6 +11,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ from sam_gym.data import SegmentationData
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.keeping import judge_by
 from sam_gym.envs.settings import Settings
-from sam_gym.evaluation.metrics import boundary_iou
+from sam_gym.evaluation.log import Log
+from sam_gym.evaluation.parallel import in_parts, processes
 from sam_gym.evaluation.records import EpisodeCase, Record, is_record
 from sam_gym.evaluation.remembering import first_masks_remembered
 from sam_gym.prompters import Prompter
@@ -145,6 +148,9 @@ def evaluate(
     *,
     name: str | None = None,
     max_objects: int | None = None,
+    cases: Sequence[EpisodeCase] | None = None,
+    workers: int = 1,
+    executor: Executor | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Record:
@@ -158,6 +164,11 @@ def evaluate(
         split: "test" by default; that of the environment where one is given.
         name: What to call it in tables; default what `identity_of` says.
         max_objects: Take only so many objects, evenly spread over the split's list; for quick looks while training.
+        cases: Take these, which are some of `episode_list`, and no others.
+        workers: Processes on this machine that share the work; the record is the same for any number. A script that
+            asks for more than one has to be importable (`if __name__ == "__main__":`), as for `multiprocessing`.
+        executor: Does the work instead, on this machine or others (`sam_gym.evaluation.parallel`). Each process makes
+            the environment by its settings: images that were handed over as `images=` are not there.
         progress: Show a bar.
         **settings: As for `make_evaluation_env`, where an id is given.
 
@@ -166,7 +177,7 @@ def evaluate(
 
     Raises:
         ValueError: The environment resets by itself or is of another split; settings are given beside an environment;
-            or `max_objects` is below 1.
+            `max_objects` or `workers` is below 1; or processes find other images than the environment has.
     """
     if isinstance(env, str):
         env = make_evaluation_env(env, split or "test", **settings)
@@ -176,16 +187,40 @@ def evaluate(
     if env.autoreset_mode.value != "Disabled":
         raise ValueError("evaluate() poses each episode itself: make the environment with autoreset_mode='Disabled'")
     name = identity_of(prompter) if name is None else name
-    cases = select_cases(env, max_objects)
-    with progress_bar(name, len(cases), "object", shown=progress) as bar:
-        return _evaluate(prompter, env, name, cases, bar.update)
+    chosen = select_cases(env, max_objects) if cases is None else list(cases)
+    with (
+        progress_bar(name, len(chosen), "object", shown=progress) as bar,
+        nullcontext(executor) if executor is not None or workers == 1 else processes(workers) as pool,
+    ):
+        return _shared_out(pool, prompter, env, name, chosen, bar.update)
+
+
+def _shared_out(
+    executor: Executor | None,
+    prompter: Prompter,
+    env: EngineVectorEnv,
+    name: str,
+    cases: list[EpisodeCase],
+    update: Callable[[int], Any],
+) -> Record:
+    """The record of these cases, by an executor's processes or, without one, here."""
+    if executor is None:
+        return _evaluate(prompter, env, name, cases, update)
+    started = time.perf_counter()
+    parts = in_parts(executor, _evaluate, prompter, env, name, cases, update)
+    provenance = evaluation_provenance(prompter, env, cases)
+    return Record.merge(parts, provenance, round(time.perf_counter() - started, 1))
 
 
 def _evaluate(
-    prompter: Prompter, env: EngineVectorEnv, name: str, cases: list[EpisodeCase], update: Callable[[int], Any]
+    prompter: Prompter,
+    env: EngineVectorEnv,
+    name: str,
+    cases: Sequence[EpisodeCase],
+    update: Callable[[int], Any] = lambda ended: None,
 ) -> Record:
     """The record of these cases; `update` is told how many more have ended."""
-    log = _Log(len(cases), env)
+    log = Log(len(cases), env)
     judge_by(env.engine, prompter)
     started = time.perf_counter()
     n, backend = env.num_envs, env.backend
@@ -221,7 +256,7 @@ def _evaluate(
         update(int(ended.sum()))
     seconds = round(time.perf_counter() - started, 1)
     provenance = evaluation_provenance(prompter, env, cases)
-    return Record(name, cases=cases, provenance=provenance, seconds=seconds, **log.columns())
+    return Record(name, cases=list(cases), provenance=provenance, seconds=seconds, **log.columns())
 
 
 def _ended(env: EngineVectorEnv) -> NDArray[np.bool_]:
@@ -287,14 +322,19 @@ def evaluate_stored(
 
 
 def evaluate_entries(
-    entries: Mapping[str, Prompter], env: EngineVectorEnv, folder: Path, max_objects: int | None
+    entries: Mapping[str, Prompter],
+    env: EngineVectorEnv,
+    folder: Path,
+    max_objects: int | None,
+    executor: Executor | None = None,
 ) -> list[Record]:
     """Evaluate each entry on the environment's split, skipping those whose record is in `folder` already.
 
     A stored record counts only if it is of the same episodes, SAM and policy. What entries have in common is done once:
-    the first mask of each episode, and all of it where two entries are the same agent.
+    the first mask of each episode (without an executor), and all of it where two entries are the same agent.
     """
-    encode_images(env.backend, [env.data])
+    if executor is None:  # else each process encodes what it needs
+        encode_images(env.backend, [env.data])
     cases = select_cases(env, max_objects)
     records: dict[str, Record] = {}
     with progress_bar("evaluating", len(cases) * len(entries), "object") as bar, first_masks_remembered(env.backend):
@@ -306,7 +346,7 @@ def evaluate_entries(
             def make(name: str = name, prompter: Prompter = prompter, twin: Record | None = twin) -> dict[str, Any]:
                 if twin is not None:
                     return replace(twin, name=name).to_json()
-                return _evaluate(prompter, env, name, cases, bar.update).to_json()
+                return _shared_out(executor, prompter, env, name, cases, bar.update).to_json()
 
             content, taken = kept(file, evaluation_provenance(prompter, env, cases), make, is_record)
             if taken:
@@ -330,46 +370,3 @@ def _twin(prompter: Prompter, entries: Mapping[str, Prompter], records: Mapping[
 def record_file(folder: Path, name: str) -> Path:
     """Where `evaluate_entries` keeps the record of a prompter."""
     return folder / f"{name.replace(' ', '_')}.json"
-
-
-class _Log:
-    """What is measured of each case while its episode runs, one row a case."""
-
-    def __init__(self, cases: int, env: EngineVectorEnv) -> None:
-        self._env = env
-        self._iou = np.full((cases, env.settings.max_prompts + 1), np.nan)
-        self._prompts, self._area = (np.zeros(cases, np.int64) for _ in range(2))
-        self._dice, self._boundary_iou, self._other_decodes, self._returns = (np.zeros(cases) for _ in range(4))
-
-    def note(self, current: NDArray, rows: NDArray[np.bool_]) -> None:
-        """Take the IoU of `rows` down; `current` says which case a row works on."""
-        counted = rows & (current >= 0)
-        env = self._env
-        self._iou[current[counted], env.episodes.prompts[counted]] = env.quality.iou[counted]
-
-    def reward(self, cases: NDArray, rewards: NDArray[np.float64]) -> None:
-        """Add what a step was rewarded with."""
-        self._returns[cases] += rewards
-
-    def share_decodes(self, current: NDArray, rows: NDArray[np.bool_], masks: int) -> None:
-        """Share out among `rows` what was decoded to begin their episodes, or by the prompter to choose actions."""
-        self._other_decodes[current[rows & (current >= 0)]] += masks / rows.sum()
-
-    def close(self, current: NDArray, finished: NDArray[np.bool_]) -> None:
-        """Measure the last masks of the rows whose episodes have ended, at full resolution."""
-        env = self._env
-        for row in np.flatnonzero(finished & (current >= 0)).tolist():
-            case, mask = current[row], env.mask(row)
-            self._prompts[case], self._area[case] = env.episodes.prompts[row], np.count_nonzero(mask)
-            self._dice[case], self._boundary_iou[case] = env.quality.dice[row], boundary_iou(mask, env.truth(row))
-
-    def columns(self) -> dict[str, NDArray]:
-        """The columns of a `Record`, rounded as it wants them."""
-        for step in range(1, self._iou.shape[1]):  # carry the last value on
-            missing = np.isnan(self._iou[:, step])
-            self._iou[missing, step] = self._iou[missing, step - 1]
-        return {
-            "iou": self._iou.round(6), "prompts": self._prompts, "dice": self._dice.round(6),
-            "boundary_iou": self._boundary_iou.round(6), "area": self._area,
-            "decodes": (self._prompts + self._other_decodes).round(6), "returns": self._returns.round(6),
-        }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from sam_gym.leaderboard.gallery import draw_picture
 from sam_gym.leaderboard.posing import posed
 
 
-def run_missing(board: Board, envs: tuple[str, ...] = (), names: tuple[str, ...] = (), device: str = "auto") -> str:
+def run_missing(
+    board: Board,
+    envs: tuple[str, ...] = (),
+    names: tuple[str, ...] = (),
+    device: str = "auto",
+    executor: Executor | None = None,
+) -> str:
     """Evaluate what is not stored yet with the same hashes, and draw what the gallery lacks.
 
     Args:
@@ -24,6 +31,7 @@ def run_missing(board: Board, envs: tuple[str, ...] = (), names: tuple[str, ...]
         envs: Environment ids; default all of the manifest.
         names: Of entries; default all.
         device: Where SAM and the agents run.
+        executor: Whose processes share the work; None: it is done here.
 
     Returns:
         A sentence: how many were evaluated, and how many were there.
@@ -51,7 +59,7 @@ def run_missing(board: Board, envs: tuple[str, ...] = (), names: tuple[str, ...]
         if one.env_id not in encoded:  # with a bar of its own; the other entries find the embeddings there
             encode_images(environment.backend, [environment.data])
             encoded.add(one.env_id)
-        record = evaluate(prompter, environment, name=one.name, max_objects=most)
+        record = evaluate(prompter, environment, name=one.name, max_objects=most, executor=executor)
         write(board, one, record, where_from)
         done += 1
         print(f"[{number}/{len(chosen)}] {one}: IoU {record.curve[0]:.3f} -> {record.curve[-1]:.3f}, "

@@ -91,12 +91,17 @@ class TruthJudge:
 
     def rate(self, candidates: Candidates) -> NDArray[np.float64]:
         """See `Judge.rate`."""
-        truth = candidates.data.mask(candidates.image, candidates.object_id)
-        shared = (candidates.masks & truth).sum(axis=(1, 2))
-        iou = shared / (candidates.masks | truth).sum(axis=(1, 2))
+        iou = iou_of(candidates)
         if self._exact:
-            return iou.astype(np.float64)
+            return iou
         return graded(iou, self._wrong, self._error, candidates.generator(self._seed))
+
+
+def iou_of(candidates: Candidates) -> NDArray[np.float64]:
+    """(K,) IoU of candidates with the object itself: for who may know the truth."""
+    truth = candidates.data.mask(candidates.image, candidates.object_id)
+    shared = (candidates.masks & truth).sum(axis=(1, 2))
+    return (shared / (candidates.masks | truth).sum(axis=(1, 2))).astype(np.float64)
 
 
 def graded(iou: NDArray[np.floating], wrong: float, error: str, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ class ModelPrompter:
     def __init__(self, model: MaskablePPO | PPO | AnyPolicy) -> None:
         self.model = model
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its file, since models hold what cannot be pickled."""
+        if isinstance(self.model, nn.Module):
+            return ModelPrompter, (self.model,)
+        file = io.BytesIO()
+        self.model.save(file)
+        return _unpickled, (type(self.model), file.getvalue(), str(self.model.device))
+
     @property
     def identity(self) -> str:
         """First 12 hex digits of a sha256 over the policy's weights; goes into the records of `evaluate`."""
@@ -78,3 +87,7 @@ class ModelPrompter:
         masked = isinstance(model, MaskablePPO | MaskableActorCriticPolicy)
         masks = {"action_masks": env.action_masks()} if masked else {}
         return model.predict(observations, deterministic=True, **masks)[0]
+
+
+def _unpickled(algorithm: type[MaskablePPO] | type[PPO], file: bytes, device: str) -> ModelPrompter:
+    return ModelPrompter(algorithm.load(io.BytesIO(file), device=device))
