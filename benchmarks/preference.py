@@ -4,8 +4,8 @@
     python benchmarks/preference.py --datasets DSB --seeds 0     one data set, one seed
     python benchmarks/preference.py --shares 0.1 --rows main     one share, without the rows of wrong ratings
 
-Stage 1 tunes SAM's mask decoder on the first 10, 20 or 50 % of the training images. Stage 2 goes on with ratings of as
-many images that follow: each object once, four masks of one box. Each row is a decoder of its own, kept under
+Stage 1 tunes SAM's mask decoder on 10, 20 or 50 % of the training images, evenly spread. Stage 2 goes on with ratings
+of as many others: each object once, four masks of one box. Each row is a decoder of its own, kept under
 runs/preference/; what is there is not trained again. Decoders are trained in the precision that the machine is quick in
 ("auto"), and measured exactly on the whole test split, by SAM's mask of the box alone. Intervals are 95 % bootstrap
 intervals over objects and seeds, of the difference to stage 1. "Wins" is the share of objects whose mask is better than
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +100,12 @@ class Believed(SegmentationData):
         return self.believed(self.image_index(image), object_id)
 
 
-def images_of(data: SegmentationData, which: range, kind: type[SegmentationData] = SegmentationData) -> Any:
+def spread_over(which: Sequence[int], n: int) -> list[int]:
+    """At most `n` of them, evenly spread."""
+    return [which[int((2 * i + 1) * len(which) / (2 * n))] for i in range(min(n, len(which)))]
+
+
+def images_of(data: SegmentationData, which: Sequence[int], kind: type[SegmentationData] = SegmentationData) -> Any:
     """Some images of a split."""
     columns = ([f(i) for i in which] for f in (data.image_ids.__getitem__, data.image, data.labels))
     limits = {"min_area": data.min_area, "max_area": data.max_area}
@@ -153,7 +158,7 @@ class Study:
 
     def stage1(self, name: str, data: SegmentationData, checkpoint: str) -> Path:
         """A decoder tuned on masks."""
-        settings = TuningSettings(method="decoder", steps=self.arguments.steps, seed=self.seed)
+        settings = TuningSettings(method="decoder", steps=self.arguments.steps, seed=self.seed, learning_rate=1e-4)
         return self.trained(
             name, lambda state: Tuner(checkpoint, data, settings, self.backend(checkpoint, "auto"), state)
         )
@@ -197,7 +202,8 @@ class Study:
         images = len(self.train.image_ids)
         for share in self.arguments.shares:
             n = max(1, round(share * images))
-            first, rest = range(n), range(n, min(2 * n, images))
+            first, rest = spread_over(range(images), n), spread_over(range(images), 2 * n)
+            rest = [i for i in rest if i not in first][:n]
             labelled, rated = images_of(self.train, first), images_of(self.train, rest)
             percent, tag = f"{100 * share:g} %", f"{100 * share:g}"
             self.counts[percent] = {
@@ -213,7 +219,7 @@ class Study:
                 f"{percent}: + SAM's own estimate": self.stage2(f"own-{tag}", rated, labelled, OwnEstimate(), one),
                 f"{percent}: + its own masks": self.stage1(f"self-{tag}", self._believed(rest, one), one),
                 f"{percent}: + as many labelled": self.stage1(
-                    f"both-{tag}", images_of(self.train, range(rest.stop)), base
+                    f"both-{tag}", images_of(self.train, [*first, *rest]), base
                 ),
             }
             if self.arguments.rows == "all" and share == self.arguments.shares[0]:
@@ -229,7 +235,7 @@ class Study:
             found[f"{percent}: stage 1, threshold tuned"] = self.iou(f"cut-{tag}", one, cut)
         return found
 
-    def _believed(self, which: range, checkpoint: str) -> Believed:
+    def _believed(self, which: Sequence[int], checkpoint: str) -> Believed:
         """Images whose masks are those of a decoder for tight boxes."""
         data: Believed = images_of(self.train, which, Believed)
         backend, boxes = self.backend(checkpoint), data.objects.box

@@ -1,6 +1,6 @@
 """Downloads and the cache folders: the one place where sam_gym reaches the network.
 
-A file is fetched into a temporary name beside its destination, checked by sha256 and renamed, so that an
+A file is fetched into a temporary name beside its destination, checked by its hash and renamed, so that an
 interrupted or corrupted download leaves nothing that a later run could mistake for the real thing. What to
 fetch and from where is the business of `sam_gym.sam.checkpoints` and `sam_gym.data`.
 """
@@ -49,13 +49,24 @@ def sha256_of(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def check_sha256(path: Path, expected: str) -> None:
-    """Raise `FetchError` unless the file at `path` has the sha256 `expected`."""
-    actual = sha256_of(path)
-    if actual != expected:
+def check_hash(path: Path, expected: str) -> None:
+    """Raise `FetchError` unless a file has the hash `expected`: a sha256, or "ALGORITHM:HASH" as pooch has it."""
+    algorithm, _, digest = expected.rpartition(":")
+    actual = _hash_of(path, algorithm)
+    if actual != digest:
         raise FetchError(
-            f"{path} has sha256 {actual}, expected {expected}: the file is truncated, corrupted or another version"
+            f"{path} has {algorithm or 'sha256'} {actual}, expected {digest}: the file is truncated, corrupted or "
+            "another version"
         )
+
+
+def _hash_of(path: Path, algorithm: str) -> str:
+    """A file's hash, hexadecimal, by one of pooch's algorithms; "" is sha256."""
+    if not algorithm:
+        return sha256_of(path)
+    import pooch
+
+    return pooch.file_hash(str(path), alg=algorithm)
 
 
 @contextmanager
@@ -79,13 +90,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def download(url: str, destination: Path, sha256: str, *, progress: bool = True, timeout: float = 30) -> Path:
-    """Download `url` to `destination`, with a progress bar, and check its sha256.
+def download(url: str, destination: Path, expected: str, *, progress: bool = True, timeout: float = 30) -> Path:
+    """Download `url` to `destination`, with a progress bar, and check its hash.
 
     Args:
         url: An http(s) or file URL.
         destination: Where the file shall lie; it is returned untouched if it is there already with the right hash.
-        sha256: Expected hash, hexadecimal.
+        expected: Its hash, as for `check_hash`.
         progress: Show a bar for this file.
         timeout: Seconds that the server may take to answer, and then between two blocks, before it counts as
             unreachable. Keep it short where there is another source to go on to.
@@ -98,7 +109,8 @@ def download(url: str, destination: Path, sha256: str, *, progress: bool = True,
     """
     import pooch
 
-    if destination.is_file() and sha256_of(destination) == sha256:
+    algorithm, _, digest = expected.rpartition(":")
+    if destination.is_file() and _hash_of(destination, algorithm) == digest:
         return destination
     pooch.get_logger().setLevel("WARNING")
     with atomic_path(destination) as temporary:
@@ -111,5 +123,5 @@ def download(url: str, destination: Path, sha256: str, *, progress: bool = True,
                 pooch.HTTPDownloader(progressbar=progress, timeout=timeout)(url, str(temporary), None)
         except Exception as error:
             raise FetchError(f"{url}: {type(error).__name__}: {first_line(error)}") from error
-        check_sha256(temporary, sha256)
+        check_hash(temporary, expected)
     return destination

