@@ -78,8 +78,8 @@ def segment(
         images: Folder of PNG, JPEG, TIFF and BMP files, those of its subfolders included.
         text: What to look for, in place of --boxes, such as nucleus, mitochondrion, white blood cell.
         way: How boxes are proposed: shades (bright or dark parts that look like the text), map (where CLIP finds the
-            text), gscorecam (another map of that, slower), sam (SAM's masks everywhere that look like the text; half a minute an image), otsu (the rarer shade,
-            whatever the text is), whole.
+            text), gscorecam (another map of that, slower), sam (SAM's masks everywhere that look like the text; half a
+            minute an image), otsu (the rarer shade, whatever the text is), whole.
         clip: What compares regions with the text: clip-micro, or as in sam-gym evaluate.
         boxes: CSV as above (x1 and y1 exclusive; images by their path below --images; a column id, 1..65535, sets
             labels that are else 1, 2, ... in each image), or the JSON of a COCO dataset.
