@@ -3,8 +3,8 @@
     python benchmarks/workers.py                     one and two processes, ISBI, MobileSAM; some minutes
     python benchmarks/workers.py --workers 1 2 4     as many as there are cores
 
-One thread each. Images are embedded and processes have begun before the clock starts. Each number of processes is timed in turn, several times; the ratio is that of medians. Stored in
-benchmarks/results/workers.{json,md}.
+One thread each. Images are embedded and processes have begun before the clock starts. Each number of processes is timed
+in turn, several times; the ratio is that of medians. Stored in benchmarks/results/workers.{json,md}.
 """
 
 from __future__ import annotations
@@ -60,12 +60,9 @@ def main() -> None:
             with nullcontext() if n == 1 else processes(n) as executor:
                 # a part for each process, so that all have begun and have their environment
                 evaluate(oracle_clicks, env, max_objects=64 * n, executor=executor, progress=False)
-                ready = time.perf_counter()
-                record = evaluate(
-                    oracle_clicks, env, name=f"{n} processes", max_objects=arguments.objects, executor=executor
-                )
-            begin[n], records[n] = ready - started, record
-            seconds[n].append(time.perf_counter() - ready)
+                started = time.perf_counter()
+                records[n] = evaluate(oracle_clicks, env, max_objects=arguments.objects, executor=executor)
+                seconds[n].append(time.perf_counter() - started)
     first = arguments.workers[0]
     for n, record in records.items():
         for name in COLUMNS:
