@@ -51,6 +51,9 @@ NOISE = {"neighbour": (0.3,), "any": (0.1, 0.3, 0.5)}
 CUTS = np.linspace(-4, 4, 33)
 """Logits at which a mask may be cut."""
 
+HOW: dict[str, Any] = {"learning_rate": 1e-4, "size_error": "cue"}
+"""Of both stages; boxes are as wrong as those that are measured with."""
+
 Rows = Literal["main", "all"]
 
 
@@ -158,7 +161,7 @@ class Study:
 
     def stage1(self, name: str, data: SegmentationData, checkpoint: str) -> Path:
         """A decoder tuned on masks."""
-        settings = TuningSettings(method="decoder", steps=self.arguments.steps, seed=self.seed, learning_rate=1e-4)
+        settings = TuningSettings(method="decoder", steps=self.arguments.steps, seed=self.seed, **HOW)
         return self.trained(
             name, lambda state: Tuner(checkpoint, data, settings, self.backend(checkpoint, "auto"), state)
         )
@@ -167,7 +170,7 @@ class Study:
         self, name: str, data: SegmentationData, labelled: SegmentationData, judge: Judge, checkpoint: str, **more: Any
     ) -> Path:
         """A decoder tuned on ratings."""
-        settings = PreferenceSettings(steps=self.arguments.steps, seed=self.seed, **more)
+        settings = PreferenceSettings(steps=self.arguments.steps, seed=self.seed, **{**HOW, **more})
         backend = self.backend(checkpoint, "auto")
         file = self.trained(
             name, lambda state: PreferenceTuner(checkpoint, data, settings, backend, judge, labelled, state)

@@ -225,7 +225,7 @@ class PreferenceTuner(Tuner):
             row, compared = self._compared[k]
             return row, np.array(compared.box, np.float32), compared
         rng = np.random.default_rng([self.settings.seed, 3, k])
-        return k, self._missized(self.data, k, rng), None
+        return k, self._box(self.data, k, rng), None
 
     @property
     def _identity(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from sam_gym._utils.boxes import Floats, missized_box
+from sam_gym._utils.boxes import Floats, missized_box, noisy_box
 from sam_gym._utils.fetching import atomic_path
 from sam_gym.data import SegmentationData
 from sam_gym.sam.added_token import add_token, added_token
@@ -44,6 +44,9 @@ METHODS = ("decoder", "embeddings", "token")
 
 SCHEDULE = ((0.0, 0.6), (0.1, 0.2), (0.2, 0.2))
 """Size error of a training box and its probability, as published."""
+
+CUE, CUE_NOISE = "cue", 0.2
+"""Boxes with each side moved by up to a fifth of the extent, as those that episodes of SamPrompt begin with."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class TuningSettings:
         weight_decay: Of AdamW; none on the added token and SAM's own embeddings.
         warm_up: Share of the steps in which the learning rate rises.
         iou_weight: Weight of the squared error of SAM's estimate of its IoU.
-        size_error: Convention, see `sam_gym._utils.boxes.missized_box`.
+        size_error: Convention, see `sam_gym._utils.boxes.missized_box`; or "cue": boxes are as wrong as SamPrompt's.
         seed: Of the order of objects, of their boxes and of the added token.
     """
 
@@ -183,12 +186,14 @@ class Tuner:
         at = np.arange(settings.batch_size) + self.steps_done * settings.batch_size
         rows = np.array([self._order(int(k) // len(objects), len(objects))[int(k) % len(objects)] for k in at])
         rng = np.random.default_rng([settings.seed, 1, self.steps_done])
-        return rows, [self._missized(data, int(row), rng) for row in rows]
+        return rows, [self._box(data, int(row), rng) for row in rows]
 
-    def _missized(self, data: SegmentationData, row: int, rng: np.random.Generator) -> Floats:
-        """A box of an object with an error of `SCHEDULE`."""
-        errors, odds = zip(*SCHEDULE, strict=True)
+    def _box(self, data: SegmentationData, row: int, rng: np.random.Generator) -> Floats:
+        """A box of an object, as wrong as the settings say."""
         size = data.image(int(data.objects.image_index[row])).shape[:2]
+        if self.settings.size_error == CUE:
+            return noisy_box(data.objects.box[row], CUE_NOISE, (size[0], size[1]), rng)
+        errors, odds = zip(*SCHEDULE, strict=True)
         error = float(rng.choice(errors, p=odds))
         return missized_box(data.objects.box[row], error, self.settings.size_error, (size[0], size[1]), rng)
 

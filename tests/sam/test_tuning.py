@@ -187,6 +187,14 @@ def test_errors_come_as_often_as_published(make: Make, data: SegmentationData, s
     assert larger.mean() == pytest.approx(0.5, abs=0.06)
 
 
+def test_boxes_may_be_as_wrong_as_those_of_episodes(make: Make, data: SegmentationData) -> None:
+    rows, boxes = draws(make(size_error="cue", batch_size=10), 100)
+    tight = data.objects.box[rows]
+    moved = np.abs(boxes - tight) / np.tile(tight[:, 2:] - tight[:, :2], 2)
+    assert 0.19 < moved.max() <= 0.2 + 1e-5
+    assert moved.mean() == pytest.approx(0.1, abs=0.01)
+
+
 def test_seeds_decide_what_is_drawn(make: Make) -> None:
     one, again, other = (draws(make(seed=seed), 5) for seed in (1, 1, 2))
     for i in range(2):
