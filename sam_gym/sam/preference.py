@@ -63,6 +63,8 @@ class PreferenceSettings(TuningSettings):
         beta: Factor of the margin.
         smoothing: Share of ratings that is taken for wrong (label smoothing; conservative DPO, Mitchell 2023).
         anchor: Weight of a fall of the best candidate's log-odds below the reference's (DPO-positive, Pal et al. 2024).
+        keep: Weight of the divergence from the reference where the candidates agree: its mean over the image, and its
+            sum over the area of the reference's mask.
         supervised: Weight of stage 1's loss on as many labelled objects, where there are any.
     """
 
@@ -74,6 +76,7 @@ class PreferenceSettings(TuningSettings):
     beta: float = 1.0
     smoothing: float = 0.0
     anchor: float = 1.0
+    keep: float = 1.0
     supervised: float = 1.0
 
     def __post_init__(self) -> None:
@@ -108,8 +111,8 @@ class Rating:
         row: Of the object.
         box: (4,) the prompt, in pixels of the image.
         differing: (h, w) bool, D.
-        reference: (n,) logits there of the decoder as it was.
-        masks: (K, n) the candidates there, 1 or 0.
+        reference: (h, w) logits of the decoder as it was.
+        masks: (K, n) the candidates in D, 1 or 0.
         weights: (K,) that sum to zero (`rank_weights`).
     """
 
@@ -129,27 +132,36 @@ def rating_of(row: int, box: Floats, reference: Tensor, masks: Tensor, weights: 
     differing = masks.any(dim=0) & ~masks.all(dim=0)
     if not differing.any() or not weights.any():
         return None
-    return Rating(row, box, differing, reference[differing], masks[:, differing].to(reference.dtype), weights)
+    return Rating(row, box, differing, reference, masks[:, differing].to(reference.dtype), weights)
 
 
 def preference_loss(logits: Tensor, rating: Rating, settings: PreferenceSettings) -> Tensor:
-    """Loss of one object: -log sigmoid(beta m), m = sum_k w_k <Y_k, z - z_ref> / |D|, and the anchor.
+    """Loss of one object: -log sigmoid(beta m), m = sum_k w_k <Y_k, z - z_ref> / |D|, the anchor, and what is kept.
+
+    Preferences say nothing of pixels outside of D. Without `keep` whatever moves those costs nothing, and whole masks
+    are lost for a few pixels that were preferred.
 
     Args:
         logits: (h, w) z, of the decoder that learns.
         rating: z_ref, candidates Y and weights w.
-        settings: `beta`, `smoothing` and `anchor` count.
+        settings: `beta`, `smoothing`, `anchor` and `keep` count.
 
     Returns:
         A scalar.
     """
-    now, drawn = logits[rating.differing], rating.masks
+    now, before, drawn = logits[rating.differing], rating.reference[rating.differing], rating.masks
     weights = drawn.new_tensor(rating.weights.tolist())
-    margin = settings.beta * (weights @ drawn @ (now - rating.reference)) / len(now)
+    margin = settings.beta * (weights @ drawn @ (now - before)) / len(now)
     loss = -(1 - settings.smoothing) * F.logsigmoid(margin) - settings.smoothing * F.logsigmoid(-margin)
     if settings.anchor:
-        odds = [drawn[int(weights.argmax())] * one - F.softplus(one) for one in (rating.reference, now)]
+        odds = [drawn[int(weights.argmax())] * one - F.softplus(one) for one in (before, now)]
         loss = loss + settings.anchor * F.relu((odds[0] - odds[1]).mean())
+    if settings.keep:
+        chance = rating.reference.sigmoid()
+        divergence = F.binary_cross_entropy_with_logits(logits, chance, reduction="none")
+        divergence = divergence - F.binary_cross_entropy_with_logits(rating.reference, chance, reduction="none")
+        divergence = divergence.masked_fill(rating.differing, 0)
+        loss = loss + settings.keep * (divergence.mean() + divergence.sum() / (chance > 0.5).sum().clamp(min=1))
     return loss
 
 

@@ -24,7 +24,7 @@ from sam_gym.sam.preference import (
     rating_of,
 )
 
-PLAIN = PreferenceSettings(anchor=0.0)
+PLAIN = PreferenceSettings(anchor=0.0, keep=0.0)
 
 
 BOX = np.zeros(4, np.float32)
@@ -84,12 +84,12 @@ def test_nothing_is_learned_where_nothing_is_preferred() -> None:
 def test_anchor_and_smoothing_hold_back() -> None:
     reference, masks = torch.zeros(2, 2), torch.tensor([[[1, 0], [0, 0]], [[0, 1], [0, 0]]]).bool()
     fallen = torch.tensor([[-2.0, 0], [0, 0]])
-    anchored = loss_of(fallen, reference, masks, [1, -1], PreferenceSettings(anchor=2.0))
+    anchored = loss_of(fallen, reference, masks, [1, -1], PreferenceSettings(anchor=2.0, keep=0.0))
     free = loss_of(fallen, reference, masks, [1, -1], PLAIN)
     lost = (torch.nn.functional.softplus(torch.tensor(2.0)) - np.log(2)) / 2  # of two pixels that differ
     assert float(anchored - free) == pytest.approx(2 * float(lost), abs=1e-6)
     sure = torch.tensor([[50.0, -50], [0, 0]])
-    smoothed = loss_of(sure, reference, masks, [1, -1], PreferenceSettings(anchor=0.0, smoothing=0.1))
+    smoothed = loss_of(sure, reference, masks, [1, -1], PreferenceSettings(anchor=0.0, keep=0.0, smoothing=0.1))
     assert float(smoothed) == pytest.approx(0.1 * 50, abs=1e-3)  # the margin is 50
 
 
