@@ -51,8 +51,8 @@ NOISE = {"neighbour": (0.3,), "any": (0.1, 0.3, 0.5)}
 CUTS = np.linspace(-4, 4, 33)
 """Logits at which a mask may be cut."""
 
-HOW: dict[str, Any] = {"learning_rate": 1e-4, "size_error": "cue"}
-"""Of both stages; boxes are as wrong as those that are measured with."""
+BOXES = {"size_error": "cue"}
+"""Of both stages: boxes are as wrong as those that are measured with."""
 
 Rows = Literal["main", "all"]
 
@@ -84,7 +84,7 @@ class Arguments:
     rows: Rows = "all"
     """main: stages and controls; all: wrong ratings too, for the first share."""
     steps: int = 150
-    """Steps of each stage."""
+    """Of stage 1; stage 2 has its own."""
     folder: Path = ROOT / "runs" / "preference"
     """Where decoders and their IoU are kept."""
     data: str = "real"
@@ -161,7 +161,9 @@ class Study:
 
     def stage1(self, name: str, data: SegmentationData, checkpoint: str) -> Path:
         """A decoder tuned on masks."""
-        settings = TuningSettings(method="decoder", steps=self.arguments.steps, seed=self.seed, **HOW)
+        settings = TuningSettings(
+            method="decoder", steps=self.arguments.steps, seed=self.seed, learning_rate=1e-4, **BOXES
+        )
         return self.trained(
             name, lambda state: Tuner(checkpoint, data, settings, self.backend(checkpoint, "auto"), state)
         )
@@ -170,7 +172,7 @@ class Study:
         self, name: str, data: SegmentationData, labelled: SegmentationData, judge: Judge, checkpoint: str, **more: Any
     ) -> Path:
         """A decoder tuned on ratings."""
-        settings = PreferenceSettings(steps=self.arguments.steps, seed=self.seed, **{**HOW, **more})
+        settings = PreferenceSettings(seed=self.seed, **BOXES, **more)
         backend = self.backend(checkpoint, "auto")
         file = self.trained(
             name, lambda state: PreferenceTuner(checkpoint, data, settings, backend, judge, labelled, state)
@@ -215,25 +217,29 @@ class Study:
             one = str(self.stage1(f"stage1-{tag}", labelled, base))
             found[f"{percent}: stage 1"] = self.iou(f"stage1-{tag}", one)
             files = {
-                f"{percent}: + preferences": self.stage2(f"prefer-{tag}", rated, labelled, Watched(), one),
-                f"{percent}: + preferences, thresholds as published": self.stage2(
-                    f"thresholds-{tag}", rated, labelled, Watched(), one, candidates="thresholds"
-                ),
+                f"{percent}: + preferences": self.stage2(f"prefer-{tag}", rated, labelled, Watched(exact=True), one),
                 f"{percent}: + SAM's own estimate": self.stage2(f"own-{tag}", rated, labelled, OwnEstimate(), one),
                 f"{percent}: + its own masks": self.stage1(f"self-{tag}", self._believed(rest, one), one),
                 f"{percent}: + as many labelled": self.stage1(
                     f"both-{tag}", images_of(self.train, [*first, *rest]), base
                 ),
             }
+            if self.arguments.rows == "all":
+                files[f"{percent}: + preferences, grades as published"] = self.stage2(
+                    f"grades-{tag}", rated, labelled, TruthJudge(), one
+                )
+                files[f"{percent}: + preferences, thresholds as published"] = self.stage2(
+                    f"thresholds-{tag}", rated, labelled, Watched(exact=True), one, candidates="thresholds"
+                )
             if self.arguments.rows == "all" and share == self.arguments.shares[0]:
                 for error, shares in NOISE.items():
                     for wrong in shares:
                         judge = TruthJudge(wrong, error, seed=self.seed)
-                        name = f"{percent}: + preferences, {100 * wrong:g} % wrong ({error})"
+                        name = f"{percent}: + preferences, grades, {100 * wrong:g} % wrong ({error})"
                         files[name] = self.stage2(f"{error}{100 * wrong:g}-{tag}", rated, labelled, judge, one)
             for name, file in files.items():
                 found[name] = self.iou(file.stem, str(file))
-            self.counts[percent] |= {name: self.spread(f"{name}-{tag}") for name in ("prefer", "thresholds")}
+            self.counts[percent]["spread"] = self.spread(f"prefer-{tag}")
             cut = self.best_cut(one, labelled)
             found[f"{percent}: stage 1, threshold tuned"] = self.iou(f"cut-{tag}", one, cut)
         return found
@@ -283,13 +289,12 @@ def tables(stored: dict[str, Any]) -> str:
             less = interval(row["less"]) if "less" in row else ""
             wins = f"{100 * row['wins']:.0f} %" if "wins" in row else ""
             rows.append([dataset, name, str(found["seeds"]), f"{row['iou']:.3f}", less, wins])
-    learned = [["dataset", "share", "images", "labelled objects", "rated objects", "spread of candidates' IoU",
-                "spread by thresholds"]]  # fmt: skip
+    learned = [["dataset", "share", "images", "labelled objects", "rated objects", "spread of candidates' IoU"]]
     learned.append(["---"] * len(learned[0]))
     for dataset, found in stored.items():
         for share, counts in found["counts"].items():
             numbers = [f"{counts[name]:.0f}" for name in ("images", "labelled", "rated")]
-            learned.append([dataset, share, *numbers, *(f"{counts[name]:.3f}" for name in ("prefer", "thresholds"))])
+            learned.append([dataset, share, *numbers, f"{counts['spread']:.3f}"])
     return report.markdown(rows) + "\n" + report.markdown(learned)
 
 

@@ -24,7 +24,7 @@ from sam_gym.sam.preference import (
     rating_of,
 )
 
-PLAIN = PreferenceSettings(anchor=0.0, keep=0.0)
+PLAIN = PreferenceSettings(anchor=0.0, keep=0.0, beta=1.0)
 
 
 BOX = np.zeros(4, np.float32)
@@ -84,13 +84,31 @@ def test_nothing_is_learned_where_nothing_is_preferred() -> None:
 def test_anchor_and_smoothing_hold_back() -> None:
     reference, masks = torch.zeros(2, 2), torch.tensor([[[1, 0], [0, 0]], [[0, 1], [0, 0]]]).bool()
     fallen = torch.tensor([[-2.0, 0], [0, 0]])
-    anchored = loss_of(fallen, reference, masks, [1, -1], PreferenceSettings(anchor=2.0, keep=0.0))
+    anchored = loss_of(fallen, reference, masks, [1, -1], PreferenceSettings(anchor=2.0, keep=0.0, beta=1.0))
     free = loss_of(fallen, reference, masks, [1, -1], PLAIN)
     lost = (torch.nn.functional.softplus(torch.tensor(2.0)) - np.log(2)) / 2  # of two pixels that differ
     assert float(anchored - free) == pytest.approx(2 * float(lost), abs=1e-6)
     sure = torch.tensor([[50.0, -50], [0, 0]])
-    smoothed = loss_of(sure, reference, masks, [1, -1], PreferenceSettings(anchor=0.0, keep=0.0, smoothing=0.1))
+    smoothed = loss_of(sure, reference, masks, [1, -1], PreferenceSettings(anchor=0.0, keep=0.0, beta=1.0, smoothing=0.1))
     assert float(smoothed) == pytest.approx(0.1 * 50, abs=1e-3)  # the margin is 50
+
+
+def test_what_candidates_agree_in_is_kept() -> None:
+    """Nothing is lost by standing still; a pixel outside of all candidates costs what it diverges, and pulls back."""
+    reference, masks = torch.full((3, 3), -2.0), torch.zeros(2, 3, 3, dtype=torch.bool)
+    reference[0, 0], masks[0, 0, 0] = 3.0, True
+    keep = PreferenceSettings(anchor=0.0, keep=1.0, beta=1.0)
+    still = loss_of(reference, reference, masks, [1, -1], keep)
+    assert float(still) == pytest.approx(np.log(2), abs=1e-6)
+    moved = reference.clone()
+    moved[2, 2] = 4.0
+    moved.requires_grad_()
+    loss = loss_of(moved, reference, masks, [1, -1], keep)
+    p, q = 1 / (1 + np.exp(2.0)), 1 / (1 + np.exp(-4.0))
+    divergence = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    assert float(loss) == pytest.approx(np.log(2) + divergence / 9 + divergence / 1, abs=1e-5)
+    loss.backward()
+    assert moved.grad[2, 2] > 0
 
 
 def test_equal_ratings_share_their_weights() -> None:
