@@ -106,7 +106,7 @@ def test_what_candidates_agree_in_is_kept() -> None:
     loss = loss_of(moved, reference, masks, [1, -1], keep)
     p, q = 1 / (1 + np.exp(2.0)), 1 / (1 + np.exp(-4.0))
     divergence = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-    assert float(loss) == pytest.approx(np.log(2) + divergence / 9 + divergence / 1, abs=1e-5)
+    assert loss.item() == pytest.approx(np.log(2) + divergence / 9 + divergence / 1, abs=1e-5)
     loss.backward()
     assert moved.grad[2, 2] > 0
 
