@@ -1,4 +1,4 @@
-"""How good boxes are that nobody drew: five ways to propose them from a text, on held-out images.
+"""How good boxes are that nobody drew: six ways to propose them from a text, on held-out images.
 
     python benchmarks/proposals.py                       all; some twenty minutes on two cores, most of it for "sam"
     python benchmarks/proposals.py --ways otsu shades    some ways; the others keep their stored rows
