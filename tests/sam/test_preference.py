@@ -89,7 +89,9 @@ def test_anchor_and_smoothing_hold_back() -> None:
     lost = (torch.nn.functional.softplus(torch.tensor(2.0)) - np.log(2)) / 2  # of two pixels that differ
     assert float(anchored - free) == pytest.approx(2 * float(lost), abs=1e-6)
     sure = torch.tensor([[50.0, -50], [0, 0]])
-    smoothed = loss_of(sure, reference, masks, [1, -1], PreferenceSettings(anchor=0.0, keep=0.0, beta=1.0, smoothing=0.1))
+    smoothed = loss_of(
+        sure, reference, masks, [1, -1], PreferenceSettings(anchor=0.0, keep=0.0, beta=1.0, smoothing=0.1)
+    )
     assert float(smoothed) == pytest.approx(0.1 * 50, abs=1e-3)  # the margin is 50
 
 
