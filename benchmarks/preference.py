@@ -54,7 +54,7 @@ CUTS = np.linspace(-4, 4, 33)
 BOXES = {"size_error": "cue"}
 """Of both stages: boxes are as wrong as those that are measured with."""
 
-Rows = Literal["main", "all"]
+Rows = Literal["stages", "main", "all"]
 
 
 class Watched(TruthJudge):
@@ -82,7 +82,8 @@ class Arguments:
     shares: tuple[float, ...] = SHARES
     """Labelled shares of the training images."""
     rows: Rows = "all"
-    """main: stages and controls; all: wrong ratings too, for the first share."""
+    """stages: both stages, and a tuned threshold; main: more controls; all: ratings and candidates as published, and
+    wrong ratings for the first share."""
     steps: int = 150
     """Of stage 1; stage 2 has its own."""
     folder: Path = ROOT / "runs" / "preference"
@@ -217,13 +218,15 @@ class Study:
             one = str(self.stage1(f"stage1-{tag}", labelled, base))
             found[f"{percent}: stage 1"] = self.iou(f"stage1-{tag}", one)
             files = {
-                f"{percent}: + preferences": self.stage2(f"prefer-{tag}", rated, labelled, Watched(exact=True), one),
-                f"{percent}: + SAM's own estimate": self.stage2(f"own-{tag}", rated, labelled, OwnEstimate(), one),
-                f"{percent}: + its own masks": self.stage1(f"self-{tag}", self._believed(rest, one), one),
-                f"{percent}: + as many labelled": self.stage1(
-                    f"both-{tag}", images_of(self.train, [*first, *rest]), base
-                ),
+                f"{percent}: + preferences": self.stage2(f"prefer-{tag}", rated, labelled, Watched(exact=True), one)
             }
+            if self.arguments.rows != "stages":
+                both = images_of(self.train, [*first, *rest])
+                files |= {
+                    f"{percent}: + SAM's own estimate": self.stage2(f"own-{tag}", rated, labelled, OwnEstimate(), one),
+                    f"{percent}: + its own masks": self.stage1(f"self-{tag}", self._believed(rest, one), one),
+                    f"{percent}: + as many labelled": self.stage1(f"both-{tag}", both, base),
+                }
             if self.arguments.rows == "all":
                 files[f"{percent}: + preferences, grades as published"] = self.stage2(
                     f"grades-{tag}", rated, labelled, TruthJudge(), one
