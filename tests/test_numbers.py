@@ -31,6 +31,7 @@ STUDIES = {
     "clip_reward": ["clip_reward.md"],
     "semantics": ["semantics.md"],
     "proposals": ["proposals.md"],
+    "preference": ["preference.md"],
     "alignsam": ["alignsam.md"],
     "fovea": ["fovea.md"],
     "learning": ["learning.md"],

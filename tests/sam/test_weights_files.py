@@ -7,13 +7,14 @@ import torch
 from sam_gym._utils.fetching import sha256_of
 from sam_gym.sam import CheckpointError, checkpoint_id, load_sam, weights_files
 from sam_gym.sam.architectures import build
+from sam_gym.sam.sources import CHECKPOINTS
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(CheckpointError) as error:
         load_sam("MobileSAM")
     assert "Did you mean 'mobile_sam'" in str(error.value)
-    assert "mobile_sam, vit_b, vit_l, vit_h, medsam, tiny_random" in str(error.value)
+    assert f"Known names: {', '.join(CHECKPOINTS)}" in str(error.value)
     assert "path" in str(error.value)
     with pytest.raises(CheckpointError, match="unknown checkpoint 'zzz'. Known names"):
         checkpoint_id("zzz")
