@@ -36,7 +36,7 @@ STUDIES = {
     "fovea": ["fovea.md"],
     "learning": ["learning.md"],
     "generalist": ["generalist.md"],
-    "scaling": ["workers.md"],
+    "workers": ["workers.md"],
     "throughput": ["throughput-mobile_sam.md", "throughput-vit_b_random.md"],
 }
 """Page in docs/results/ -> the stored results that its sections may quote, of which it must name all."""
