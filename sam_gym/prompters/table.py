@@ -30,7 +30,7 @@ PROMPTERS: dict[str, dict[str, Callable[[int], Prompter]]] = {
     "continuous": {**_ANY, "oracle box": lambda seed: oracle_box},
     "choice": {
         "random": RandomPrompter,
-        "SAM's own estimate": lambda seed: own_estimate,
+        "own estimate": lambda seed: own_estimate,
         "oracle choice": lambda seed: oracle_choice,
     },
     "discrete": {**_ANY, "iterative box": lambda seed: IterativeBox(), "oracle box": lambda seed: oracle_box},
