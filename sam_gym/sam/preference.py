@@ -250,9 +250,7 @@ class PreferenceTuner(Tuner):
         return {**super()._identity, "judge": self._judge.identity, "labelled": labelled}
 
     def _loss(self) -> Tensor:
-        n = len(self._ratings)
-        at = np.arange(self.settings.batch_size) + self.steps_done * self.settings.batch_size
-        some = [self._ratings[self._order(int(k) // n, n)[int(k) % n]] for k in at]
+        some = [self._ratings[k] for k in self._turn(len(self._ratings))]
         embeddings = self._embeddings(self.data, np.array([one.row for one in some]))
         logits, _ = self._decoded(self._decoder, embeddings, [one.box for one in some])
         losses = []

@@ -182,10 +182,8 @@ class Tuner:
 
     def _draw(self, data: SegmentationData) -> tuple[NDArray[np.intp], list[Floats]]:
         """Rows of an object table and a box for each: every object once before any comes again."""
-        settings, objects = self.settings, data.objects
-        at = np.arange(settings.batch_size) + self.steps_done * settings.batch_size
-        rows = np.array([self._order(int(k) // len(objects), len(objects))[int(k) % len(objects)] for k in at])
-        rng = np.random.default_rng([settings.seed, 1, self.steps_done])
+        rows = self._turn(len(data.objects))
+        rng = np.random.default_rng([self.settings.seed, 1, self.steps_done])
         return rows, [self._box(data, int(row), rng) for row in rows]
 
     def _box(self, data: SegmentationData, row: int, rng: np.random.Generator) -> Floats:
@@ -196,6 +194,11 @@ class Tuner:
         errors, odds = zip(*SCHEDULE, strict=True)
         error = float(rng.choice(errors, p=odds))
         return missized_box(data.objects.box[row], error, self.settings.size_error, (size[0], size[1]), rng)
+
+    def _turn(self, n: int) -> NDArray[np.intp]:
+        """Whose turn it is in this step, of n: each once before any comes again."""
+        at = np.arange(self.settings.batch_size) + self.steps_done * self.settings.batch_size
+        return np.array([self._order(int(k) // n, n)[int(k) % n] for k in at])
 
     def _order(self, epoch: int, objects: int) -> NDArray[np.intp]:
         return np.random.default_rng([self.settings.seed, 0, epoch]).permutation(objects)

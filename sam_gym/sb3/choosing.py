@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sam_gym.envs.observations import MAP_SIZE, MAPS, STATE
 from sam_gym.envs.references import resolve
 from sam_gym.envs.shown_prompts import CANDIDATES
-from sam_gym.sb3.extractors import LightExtractor, orthogonal, pool, resolved_space, shape_of
+from sam_gym.sb3.extractors import LightExtractor, pool, resolved_space, shape_of, to_number
 
 
 class ChoiceExtractor(BaseFeaturesExtractor):
@@ -100,16 +100,12 @@ class ChoicePolicy(MaskableMultiInputActorCriticPolicy):
         return self.action_net(features), self.value_net(features)[:, 0]
 
 
-def _head(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, 64), nn.ReLU(), orthogonal(nn.Linear(64, 1), 0.1))
-
-
 class _Marks(nn.Module):
     """(N, K * width) -> (N, K): each candidate's mark, by the same network."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = _head(width)
+        self.net = to_number(width)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.net(features.unflatten(1, (CANDIDATES, -1)))[..., 0]
@@ -120,7 +116,7 @@ class _Value(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = _head(width)
+        self.net = to_number(width)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.net(features.unflatten(1, (CANDIDATES, -1)).mean(dim=1))

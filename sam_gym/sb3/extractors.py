@@ -316,3 +316,8 @@ def shape_of(observation_space: spaces.Dict, name: str) -> tuple[int, ...]:
 def pool(features: Tensor) -> Tensor:
     """Features (N, C, G, G) -> their means and maxima over the grid, (N, 2 C)."""
     return torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
+
+
+def to_number(width: int) -> nn.Sequential:
+    """Vectors (..., width) -> one number each, near 0 at the beginning."""
+    return nn.Sequential(nn.Linear(width, 64), nn.ReLU(), orthogonal(nn.Linear(64, 1), 0.1))

@@ -30,6 +30,7 @@ from sam_gym.sb3.extractors import (
     orthogonal,
     pool,
     shape_of,
+    to_number,
 )
 from sam_gym.sb3.sketching import SketchExtractor
 
@@ -51,7 +52,7 @@ class ActionHead(nn.Module):
         self.click = orthogonal(nn.Conv2d(width, signs, 1), 0.1)  # begin near uniform choice
         self.stop: nn.Sequential | None = None
         if stops:
-            self.stop = nn.Sequential(nn.Linear(2 * width, 64), nn.ReLU(), orthogonal(nn.Linear(64, 1), 0.1))
+            self.stop = to_number(2 * width)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits in the order of `GridActions` (foreground cells, background cells, stop) or of `LabelledCells`."""
@@ -64,7 +65,7 @@ class ValueHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(2 * width, 64), nn.ReLU(), orthogonal(nn.Linear(64, 1), 0.1))
+        self.net = to_number(2 * width)
 
     def forward(self, features: Tensor) -> Tensor:
         """Value of each sample."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sam_gym.semantics.models import ClipModel
-from sam_gym.semantics.similarity import check_tower
+from sam_gym.semantics.similarity import check_tower, normalised
 from sam_gym.semantics.views import check_images, whole_views
 
 CHANNELS = 100
@@ -61,10 +61,10 @@ def score_map(
     pixels = whole_views([image], clip, 1).flatten(0, 2).to(clip.device)
     activations, slope = _channels(clip, pixels, score)
     chosen = slope.topk(min(channels, len(slope))).indices
-    maps = _normalised(activations[chosen])
+    maps = normalised(activations[chosen])
     shown = F.interpolate(maps[:, None], pixels.shape[-2:], mode="bilinear", align_corners=False)
     weights = score(clip.embed_images(pixels * shown)).softmax(0)  # what is hidden has the mean colour, which is 0
-    return _normalised((weights[:, None, None] * maps).sum(dim=0)[None])[0]
+    return normalised((weights[:, None, None] * maps).sum(dim=0)[None])[0]
 
 
 def _channels(clip: ClipModel, pixels: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -88,9 +88,3 @@ def _channels(clip: ClipModel, pixels: Tensor, score: Callable[[Tensor], Tensor]
         for one in (kept[0].detach(), gradient)
     ]
     return spatial[0], spatial[1].mean(dim=(1, 2))
-
-
-def _normalised(maps: Tensor) -> Tensor:
-    """Each of (K, h, w) from 0 to 1; a constant one is 0."""
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)

@@ -69,7 +69,11 @@ def similarity_map(
     else:
         regions = zip(patches, pooled, embeddings, strict=True)
         raw = [remove_redundancy(patch, image, text)[..., 0] for patch, image, text in regions]
-    maps = torch.stack(raw)
+    return normalised(torch.stack(raw))
+
+
+def normalised(maps: Tensor) -> Tensor:
+    """Each of (N, h, w) from 0 to 1; a constant one is 0."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return (maps - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
 
