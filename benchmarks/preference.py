@@ -2,7 +2,7 @@
 
     python benchmarks/preference.py                              everything, real images; hours, resumable
     python benchmarks/preference.py --datasets DSB --seeds 0     one data set, one seed
-    python benchmarks/preference.py --shares 0.1 --rows main     one share, without the rows of wrong ratings
+    python benchmarks/preference.py --shares 0.1 --rows published    one share, without wrong ratings
 
 Stage 1 tunes SAM's mask decoder on 10, 20 or 50 % of the training images, evenly spread. Stage 2 goes on with ratings
 of as many others: each object once, four masks of one box. Each row is a decoder of its own, kept under
@@ -54,7 +54,7 @@ CUTS = np.linspace(-4, 4, 33)
 BOXES = {"size_error": "cue"}
 """Of both stages: boxes are as wrong as those that are measured with."""
 
-Rows = Literal["stages", "main", "all"]
+Rows = Literal["stages", "main", "published", "all"]
 
 
 class Watched(TruthJudge):
@@ -82,8 +82,8 @@ class Arguments:
     shares: tuple[float, ...] = SHARES
     """Labelled shares of the training images."""
     rows: Rows = "all"
-    """stages: both stages, and a tuned threshold; main: more controls; all: ratings and candidates as published, and
-    wrong ratings for the first share."""
+    """Of the first share; of others, both stages and a tuned threshold. stages: no more than these; main: more controls;
+    published: ratings and candidates as published, too; all: wrong ratings, too."""
     steps: int = 150
     """Of stage 1; stage 2 has its own."""
     folder: Path = ROOT / "runs" / "preference"
@@ -220,21 +220,22 @@ class Study:
             files = {
                 f"{percent}: + preferences": self.stage2(f"prefer-{tag}", rated, labelled, Watched(exact=True), one)
             }
-            if self.arguments.rows != "stages":
+            controls = self.arguments.rows if share == self.arguments.shares[0] else "stages"
+            if controls != "stages":
                 both = images_of(self.train, [*first, *rest])
                 files |= {
                     f"{percent}: + SAM's own estimate": self.stage2(f"own-{tag}", rated, labelled, OwnEstimate(), one),
                     f"{percent}: + its own masks": self.stage1(f"self-{tag}", self._believed(rest, one), one),
                     f"{percent}: + as many labelled": self.stage1(f"both-{tag}", both, base),
                 }
-            if self.arguments.rows == "all":
+            if controls in ("published", "all"):
                 files[f"{percent}: + preferences, grades as published"] = self.stage2(
                     f"grades-{tag}", rated, labelled, TruthJudge(), one
                 )
                 files[f"{percent}: + preferences, thresholds as published"] = self.stage2(
                     f"thresholds-{tag}", rated, labelled, Watched(exact=True), one, candidates="thresholds"
                 )
-            if self.arguments.rows == "all" and share == self.arguments.shares[0]:
+            if controls == "all":
                 for error, shares in NOISE.items():
                     for wrong in shares:
                         judge = TruthJudge(wrong, error, seed=self.seed)
