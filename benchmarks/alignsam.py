@@ -3,7 +3,8 @@
     python benchmarks/alignsam.py                             train what is missing (resumes), evaluate, print, store
     python benchmarks/alignsam.py --datasets WBC --seeds 0    a part of it
     python benchmarks/alignsam.py --no-train                  take what is trained, leave out the rest
-    python benchmarks/alignsam.py --stored                    write the Markdown again from the stored result
+    python benchmarks/alignsam.py --rows "as published"       only this row; the others stay as they are stored
+    python benchmarks/alignsam.py --rows                      no row: write the Markdown again from the stored result
 
 Rows, on held-out images, the first five with each branch of the module: the full agent (the recipe
 alignsam_gain, fewer steps); without RL (random cells, labelled by the full agent's module); one step (the cells
@@ -23,6 +24,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,12 @@ import numpy as np
 import torch
 import tyro
 import yaml
+from held_out import env_id_of
 from numpy.typing import NDArray
 from trainings import ROOT, finished, from_root
 
 from sam_gym._utils.fetching import atomic_path
+from sam_gym._utils.naming import unknown
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.evaluation import (
     encode_images,
@@ -55,6 +59,7 @@ from sam_gym.semantics.recalibration import BRANCHES, RecalibrationModule, Recal
 from sam_gym.training import read_recipe
 
 RESULT = ROOT / "benchmarks" / "results" / "alignsam.json"
+env_id = partial(env_id_of, task="SamPromptSemantic")
 STEPS = (1, 5, 10, 15, 20)
 SHOWN = 15
 """The T of intervals and differences: AlignSAM's."""
@@ -120,19 +125,14 @@ class Arguments:
     """So many held-out images at most of each dataset, evenly spread."""
     scale: float = 1.0
     """Share of the steps of each training, for trials; run them in a folder of their own."""
-    stored: bool = False
-    """Only write the Markdown again from the stored result."""
+    rows: tuple[str, ...] = (*RECIPES, ORACLE)
+    """What to train and measure, with the controls that belong to it. If not all, it is put into the stored result."""
     checkpoint: str = "mobile_sam"
     """SAM weights: a name or a file."""
     result: Path = RESULT
     """Where the result is stored; table and plot are written beside it."""
     train: bool = True
     """Train what is missing; else leave those rows out."""
-
-
-def env_id(dataset: str) -> str:
-    """The environment of a dataset."""
-    return f"SamPromptSemantic-{dataset}-v0"
 
 
 def trained(arguments: Arguments, dataset: str, row: str, seed: int) -> Path | None:
@@ -175,8 +175,7 @@ def environment(arguments: Arguments, dataset: str, run: Path | None) -> EngineV
     )  # fmt: skip
 
 
-Rows = dict[str, NDArray[np.float64]]
-"""Name -> (seeds, images, len(STEPS)) IoU."""
+Rows = dict[str, NDArray[np.float64]]  # name -> (seeds, images, len(STEPS)) IoU
 
 
 def rows_of(arguments: Arguments, dataset: str) -> tuple[Rows, dict[str, float]]:
@@ -193,7 +192,7 @@ def rows_of(arguments: Arguments, dataset: str) -> tuple[Rows, dict[str, float]]
 
     for seed in arguments.seeds:
         for name in RECIPES:
-            if (run := trained(arguments, dataset, name, seed)) is None:
+            if name not in arguments.rows or not (run := trained(arguments, dataset, name, seed)):
                 continue
             env = environment(arguments, dataset, run)
             agent = ModelPrompter(load_model(run / "model.zip", env.single_action_space))
@@ -209,10 +208,10 @@ def rows_of(arguments: Arguments, dataset: str) -> tuple[Rows, dict[str, float]]
                 assert env.labeler is not None, "the full agent has a module"
                 env.labeler.use(Everywhere(env.labeler.module.settings))  # the last to use it
                 curve(f"{FOREGROUND}, {branch}", seed, agent, env)
-    curve(ORACLE, 0, oracle_clicks, environment(arguments, dataset, None))
-    order = sorted(rows, key=lambda name: SHOWN_ROWS.index(name))
+    if ORACLE in arguments.rows:
+        curve(ORACLE, 0, oracle_clicks, whole)
     means = {branch: float(np.mean(values)) for branch, values in validation.items()}
-    return {name: np.stack(rows[name]) for name in order}, means
+    return {name: np.stack(values) for name, values in rows.items()}, means
 
 
 class Everywhere(RecalibrationModule):
@@ -333,11 +332,6 @@ def markdown(dataset: str, rows: Rows, validation: dict[str, float]) -> str:
     return text
 
 
-def words(tables: dict[str, tuple[Rows, dict[str, float]]]) -> str:
-    """All tables, and the published numbers."""
-    return "\n".join([*(markdown(dataset, *table) for dataset, table in tables.items()), QUOTED])
-
-
 def plot(path: Path, tables: dict[str, Rows]) -> None:
     """Mean IoU against T, a panel per dataset."""
     import matplotlib
@@ -364,34 +358,37 @@ def plot(path: Path, tables: dict[str, Rows]) -> None:
 def main() -> None:
     """Train, evaluate, store, print."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    if arguments.stored:
-        content = json.loads(arguments.result.read_text(encoding="utf-8"))
-        known = {
-            dataset: ({name: np.array(values) for name, values in rows.items()}, content["validation"][dataset])
-            for dataset, rows in content["iou"].items()
-        }
-        arguments.result.with_suffix(".md").write_text(words(known), encoding="utf-8")
-        return
+    result, rows_known = arguments.result, {*RECIPES, ORACLE}
+    for name in set(arguments.rows) - rows_known:
+        sys.exit(unknown("row", name, rows_known))
+    some = set(arguments.rows) != rows_known and result.is_file()
+    known = json.loads(result.read_text(encoding="utf-8")) if some else {}
     os.chdir(ROOT)  # modules are named from here
+    tables = {
+        dataset: ({name: np.array(values) for name, values in rows.items()}, known["validation"][dataset])
+        for dataset, rows in known.get("iou", {}).items()
+    }
     try:
-        tables = {dataset: rows_of(arguments, dataset) for dataset in arguments.datasets}
+        for dataset in arguments.datasets if arguments.rows else ():
+            rows, validation = tables.get(dataset, ({}, {}))
+            new, means = rows_of(arguments, dataset)
+            rows = {name: {**rows, **new}[name] for name in SHOWN_ROWS if name in rows or name in new}
+            tables[dataset] = (rows, {**validation, **means})
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from there")
-    where_from = report.provenance()  # before anything is written, or the commit would count as changed
-    text = words(tables)
+    if arguments.rows:
+        where_from = report.provenance()  # before anything is written, or the commit would count as changed
+        iou = {name: {row: one.round(6).tolist() for row, one in rows.items()} for name, (rows, _) in tables.items()}
+        recipes = {row: {"config": name, "changes": changes} for row, (name, changes) in RECIPES.items()}
+        how = {"steps": STEPS, "recipes": recipes, "scale": arguments.scale, "checkpoint": arguments.checkpoint}
+        later = {**known.get("later", {}), ", ".join(arguments.rows): where_from} if known else {}
+        validation = {name: means for name, (_, means) in tables.items()}
+        known = {**where_from, **how, **known, "later": later, "validation": validation, "iou": iou}
+        result.parent.mkdir(parents=True, exist_ok=True)
+        result.write_text(json.dumps(known, separators=(",", ":")) + "\n", encoding="utf-8")
+    text = "\n".join([*(markdown(dataset, *table) for dataset, table in tables.items()), QUOTED])
     print(text)
-    result = arguments.result
-    result.parent.mkdir(parents=True, exist_ok=True)
     result.with_suffix(".md").write_text(text, encoding="utf-8")
-    content = {
-        dataset: {name: values.round(6).tolist() for name, values in rows.items()}
-        for dataset, (rows, _) in tables.items()
-    }
-    validation = {dataset: means for dataset, (_, means) in tables.items()}
-    recipes = {row: {"config": name, "changes": changes} for row, (name, changes) in RECIPES.items()}
-    how = {"steps": STEPS, "recipes": recipes, "scale": arguments.scale, "checkpoint": arguments.checkpoint}
-    everything = {**where_from, **how, "validation": validation, "iou": content}
-    result.write_text(json.dumps(everything, separators=(",", ":")) + "\n", encoding="utf-8")
     plot(result.with_suffix(".png"), {dataset: rows for dataset, (rows, _) in tables.items()})
     print(f"\nstored in {from_root(result)}, .md and .png")
 

@@ -39,7 +39,7 @@ from sam_gym.evaluation.comparison import paired_difference
 from sam_gym.sam.backend import SamBackend, get_backend
 from sam_gym.sam.judges import Candidates, Judge, OwnEstimate, TruthJudge, iou_of
 from sam_gym.sam.masks import measure
-from sam_gym.sam.preference import PreferenceSettings, PreferenceTuner
+from sam_gym.sam.preference import NothingPreferredError, PreferenceSettings, PreferenceTuner
 from sam_gym.sam.prompts import PromptBatch
 from sam_gym.sam.tuning import Tuner, TuningSettings
 
@@ -82,8 +82,8 @@ class Arguments:
     shares: tuple[float, ...] = SHARES
     """Labelled shares of the training images."""
     rows: Rows = "all"
-    """Of the first share; of others, both stages and a tuned threshold. stages: no more than these; main: more controls;
-    published: ratings and candidates as published, too; all: wrong ratings, too."""
+    """Of the first share; of others, both stages and a tuned threshold. stages: no more than these; main: more
+    controls; published: ratings and candidates as published, too; all: wrong ratings, too."""
     steps: int = 150
     """Of stage 1; stage 2 has its own."""
     folder: Path = ROOT / "runs" / "preference"
@@ -172,12 +172,16 @@ class Study:
     def stage2(
         self, name: str, data: SegmentationData, labelled: SegmentationData, judge: Judge, checkpoint: str, **more: Any
     ) -> Path:
-        """A decoder tuned on ratings."""
+        """A decoder tuned on ratings; stage 1's, where all candidates are rated alike."""
         settings = PreferenceSettings(seed=self.seed, **BOXES, **more)
         backend = self.backend(checkpoint, "auto")
-        file = self.trained(
-            name, lambda state: PreferenceTuner(checkpoint, data, settings, backend, judge, labelled, state)
-        )
+        try:
+            file = self.trained(
+                name, lambda state: PreferenceTuner(checkpoint, data, settings, backend, judge, labelled, state)
+            )
+        except NothingPreferredError as error:
+            print(f"{name}: {error}. It is stage 1's decoder, then")
+            return Path(checkpoint)
         if isinstance(judge, Watched) and judge.spread:
             write_json(self.folder / f"spread-{name}.json", {"spread": float(np.mean(judge.spread))})
         return file

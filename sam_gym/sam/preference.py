@@ -53,6 +53,10 @@ BOX_NOISE = 0.15
 """Relative error of the sides of those boxes."""
 
 
+class NothingPreferredError(ValueError):
+    """No comparison says that one candidate is better than another."""
+
+
 @dataclass(frozen=True)
 class PreferenceSettings(TuningSettings):
     """How to tune by preferences.
@@ -210,7 +214,7 @@ class PreferenceTuner(Tuner):
         """Rate the objects, then as `Tuner.run`.
 
         Raises:
-            ValueError: In no comparison is anything preferred.
+            NothingPreferredError: In no comparison is anything preferred.
         """
         if self.steps_done < self.settings.steps:
             self._rate()
@@ -231,7 +235,7 @@ class PreferenceTuner(Tuner):
                     self._ratings.append(rating)
                 bar.update()
         if not self._ratings:
-            raise ValueError(
+            raise NothingPreferredError(
                 f"nothing can be learned from {most} comparisons: the candidates of each, or their ratings, are equal. "
                 "Take another source of candidates, or a judge who tells them apart"
             )
