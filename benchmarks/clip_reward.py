@@ -1,7 +1,7 @@
 """Agents that are trained on region-text agreement alone: do their masks agree with the truth, too?
 
     python benchmarks/clip_reward.py                     train what is missing (resumes), print, store
-    python benchmarks/clip_reward.py --datasets WBC      a part of it
+    python benchmarks/clip_reward.py --datasets WBC      a part of it; the others stay as they are stored
     python benchmarks/clip_reward.py --no-train          take what is trained, leave out the rest
 
 Each training is agents/train_ppo.py with the recipe clip, under runs/clip_reward/: PPO from scratch on the gain
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from held_out import env_id_of
 from numpy.typing import NDArray
 from trainings import ROOT, finished, from_root
 
@@ -65,7 +66,7 @@ def measured(arguments: Arguments, dataset: str) -> Result | None:
     for seed in arguments.seeds:
         run = arguments.folder / f"{dataset}-seed{seed}"
         how = [
-            "--env", f"SamPromptSemantic-{dataset}-v0", "--config", "clip", "--data", "real",
+            "--env", env_id_of(dataset, "SamPromptSemantic"), "--config", "clip", "--data", "real",
             "--seed", str(seed), "--evaluations", "6",
         ]  # fmt: skip
         if not finished(run, how, arguments.train):
@@ -160,9 +161,10 @@ def main() -> None:
         found = {dataset: measured(arguments, dataset) for dataset in arguments.datasets}
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from there")
-    results = {dataset: result for dataset, result in found.items() if result is not None}
-    if not results:
+    new = {dataset: result for dataset, result in found.items() if result is not None}
+    if not new:
         sys.exit(f"no finished run in {from_root(arguments.folder)}")
+    results = {**known(), **new}
     where_from = report.provenance()  # before anything is written, or the commit would count as changed
     text = "\n".join(markdown(dataset, result) for dataset, result in results.items())
     print(text)
@@ -171,6 +173,15 @@ def main() -> None:
     RESULT.write_text(json.dumps({**where_from, "datasets": content}, separators=(",", ":")) + "\n", encoding="utf-8")
     plot(RESULT.with_suffix(".png"), results)
     print(f"stored in {from_root(RESULT)}, .md and .png")
+
+
+def known() -> dict[str, Result]:
+    """What is stored, dataset by dataset."""
+    stored = json.loads(RESULT.read_text(encoding="utf-8"))["datasets"] if RESULT.is_file() else {}
+    for result in stored.values():
+        for row in result["rows"].values():
+            row |= {column: np.array(values, np.float64) for column, values in row.items()}
+    return stored
 
 
 def rounded(rows: dict[str, dict[str, NDArray]]) -> dict[str, dict[str, list]]:
