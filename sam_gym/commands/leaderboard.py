@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -103,8 +103,9 @@ def add(
     file: tyro.conf.Positional[Path],
     name: str,
     by: str,
-    env: str,
+    env: tuple[str, ...],
     seed: int = 0,
+    returns: Literal["last", "best_predicted"] = "last",
     board: Folder = None,
 ) -> None:
     """Put an agent, or a record of it, on the board.
@@ -112,6 +113,7 @@ def add(
     For example:
 
         sam-gym leaderboard add runs/MINE/model.zip --name "mine" --by "A. Name" --env SamPrompt-WBC-v0
+        sam-gym leaderboard add MINE.zip --name "mine" --by "A. Name" --env SamPrompt-WBC-v0 SamPrompt-DSB-v0
         sam-gym leaderboard add record.json --name "mine" --by "A. Name" --env SamPrompt-WBC-v0 --seed 1
 
     A model is copied, without what only further training needs, and measured by `run`. A record is what `run` writes,
@@ -121,16 +123,17 @@ def add(
         file: model.zip of sam-gym train, or a record.
         name: What tables call it, the same for all its seeds and environments.
         by: Who made it.
-        env: Environment id.
+        env: Environment ids. An agent of several is kept once.
         seed: Of its training.
+        returns: Which mask counts: the last, or the one that the agent's own judge thinks best.
         board: Folder of the board; default benchmarks/ of a clone, else this folder.
     """
     from sam_gym.leaderboard.board import Entry
-    from sam_gym.leaderboard.running import add_entry
+    from sam_gym.leaderboard.running import add_entries
 
-    entry = Entry(env, name, seed, by, scripted=False)
-    follows = add_entry(_board(board, begins=True), file, entry)
-    print(f"{entry} is on the board; now: {_command(board, follows)}")
+    entries = [Entry(one, name, seed, by, scripted=False, returns=returns) for one in env]
+    follows = add_entries(_board(board, begins=True), file, entries)
+    print(*(f"{entry} is on the board" for entry in entries), f"now: {_command(board, follows)}", sep="\n")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"run": run, "table": table, "check": check, "add": add}

@@ -18,6 +18,7 @@ import gymnasium
 
 from sam_gym._utils.fetching import write_json
 from sam_gym._utils.naming import unknown
+from sam_gym.envs.keeping import LAST
 from sam_gym.evaluation import EPISODE_LIST_VERSION, episode_list_hash
 from sam_gym.evaluation.records import Record, is_record
 
@@ -71,6 +72,7 @@ class Entry:
         seed: Of its training or of its choices; None if there is nothing to draw.
         by: Who made it.
         scripted: Whether it is one of `sam_gym.prompters`.
+        returns: Which of its masks counts, one of `sam_gym.envs.keeping.RETURNS`.
     """
 
     env_id: str
@@ -78,6 +80,7 @@ class Entry:
     seed: int | None
     by: str = US
     scripted: bool = True
+    returns: str = LAST
 
     @property
     def slug(self) -> str:
@@ -129,7 +132,8 @@ class Board:
         """Contents of `manifest_file`.
 
         "max_objects", "checkpoint" and "precision" hold for all records. "environments": id -> "episodes", the sha256
-        of its list, and "data", that of its images and masks. "agents": "name", "by", and "seeds" by environment.
+        of its list, and "data", that of its images and masks. "agents": "name", "by", "seeds" by environment, and
+        "returns" where another mask than the last one counts.
         """
         if not self.manifest_file.is_file():
             raise BoardError(
@@ -147,7 +151,12 @@ class Board:
 
     def model_file(self, entry: Entry) -> Path:
         """Where the model of an agent lies; a record that somebody else added may have none."""
-        return self.folder / "agents" / entry.env_id / f"{entry.slug}.zip"
+        shared = self.shared_model_file(entry)
+        return shared if shared.is_file() else shared.parent / entry.env_id / shared.name
+
+    def shared_model_file(self, entry: Entry) -> Path:
+        """Where the model of an agent lies that is on the board in several environments."""
+        return self.folder / "agents" / f"{entry.slug}.zip"
 
     def entries(self) -> list[Entry]:
         """All entries, in the order of tables: the oracle of each environment comes last."""
@@ -158,7 +167,8 @@ class Board:
                 found += [Entry(env_id, name, seed) for seed in (SEEDS if name == RANDOM else (None,))]
             for agent in manifest["agents"]:
                 seeds = agent["seeds"].get(env_id, ())
-                found += [Entry(env_id, agent["name"], seed, agent["by"], scripted=False) for seed in seeds]
+                how = {"scripted": False, "returns": agent.get("returns", LAST)}
+                found += [Entry(env_id, agent["name"], seed, agent["by"], **how) for seed in seeds]
             found.append(Entry(env_id, names[-1], None))
         return found
 
@@ -205,6 +215,9 @@ class Board:
             raise BoardError("it says no commit, as an installed sam_gym has none: run it in a clone of the repository")
         if commit.endswith("-dirty"):
             raise BoardError(f"it was measured on commit {commit}: commit first, then run again")
+        returns = stored["record"]["provenance"].get("returns", LAST)
+        if returns != entry.returns:
+            raise BoardError(f"it measured the mask returned as {returns!r}, not {entry.returns!r}")
         self._check_content(stored["record"], entry.env_id)
         if not entry.scripted and (model := self.model_file(entry)).is_file():
             identity, measured = load_agent(model, "cpu").identity, stored["record"]["provenance"]["policy"]

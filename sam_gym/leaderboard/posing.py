@@ -22,7 +22,7 @@ def posed(board: Board, entry: Entry, device: str, **more: Any) -> tuple[EngineV
     else:
         agent = load_agent(board.model_file(entry), device)
         agent.check_task(task_of(entry.env_id))
-        settings.update(agent.settings)
+        settings.update(agent.settings, returns=entry.returns)
     manifest = board.manifest
     num_envs = 1 if "render_mode" in more else min(NUM_ENVS, manifest["max_objects"])
     with warnings.catch_warnings():  # a board keeps to the versions that it was begun with

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 from sam_gym._utils.fetching import atomic_path
 from sam_gym.envs.base import EngineVectorEnv
+from sam_gym.envs.keeping import LAST
 from sam_gym.evaluation import encode_images, episode_list_hash, evaluate, is_current, report, select_cases
 from sam_gym.evaluation.records import Record
 from sam_gym.leaderboard.board import SCRIPTED, Board, BoardError, Entry, find, load_agent, task_of
@@ -109,13 +111,13 @@ def compact(content: dict[str, Any]) -> str:
     return f'{head}"objects":[\n{lines}\n]{tail}\n'
 
 
-def add_entry(board: Board, file: Path, entry: Entry) -> str:
+def add_entries(board: Board, file: Path, entries: Sequence[Entry]) -> str:
     """Put an agent, or a record of it, on the board.
 
     Args:
         board: The board.
         file: model.zip of `sam-gym train`, copied without what only further training needs; or a record, checked.
-        entry: What it is to stand there as.
+        entries: What it is to stand there as: one agent and seed, in one environment or several. A record is of one.
 
     Returns:
         Which of the leaderboard's commands is to follow.
@@ -123,30 +125,33 @@ def add_entry(board: Board, file: Path, entry: Entry) -> str:
     Raises:
         BoardError: The board has no place for it, or the record does not hold good.
     """
-    env, name, by, seed = entry.env_id, entry.name, entry.by, entry.seed
-    manifest = board.manifest
-    if env not in manifest["environments"]:
-        raise BoardError(f"{env} is not on the board: add it to {board.manifest_file.name} first")
-    if name in SCRIPTED[task_of(env)]:
-        raise BoardError(f"{name!r} is a scripted entry's name; take another")
-    known = [one for one in manifest["agents"] if one["name"] == name]
-    if known and known[0]["by"] != by:
-        raise BoardError(f"there is a {name!r} already, by {known[0]['by']}")
+    one, envs, manifest = entries[0], [entry.env_id for entry in entries], board.manifest
+    for env in envs:
+        if env not in manifest["environments"]:
+            raise BoardError(f"{env} is not on the board: add it to {board.manifest_file.name} first")
+        if one.name in SCRIPTED[task_of(env)]:
+            raise BoardError(f"{one.name!r} is a scripted entry's name; take another")
+    known: dict[str, Any] = next((agent for agent in manifest["agents"] if agent["name"] == one.name), {"seeds": {}})
+    agent = {"name": one.name, "by": one.by, **({} if one.returns == LAST else {"returns": one.returns})}
+    if known["seeds"] and agent != {name: value for name, value in known.items() if name != "seeds"}:
+        raise BoardError(f"there is a {one.name!r} already, by {known['by']}, returning {known.get('returns', LAST)}")
     if not file.is_file():
         raise BoardError(f"there is no file {file}")
     if file.suffix == ".json":
+        if len(entries) > 1:
+            raise BoardError(f"{file} is a record of one environment, not of {', '.join(envs)}")
         stored = json.loads(file.read_text(encoding="utf-8"))
-        board.check_record(stored, entry)
-        with atomic_path(board.record_file(entry)) as path:
+        board.check_record(stored, one)
+        with atomic_path(board.record_file(one)) as path:
             path.write_text(compact(stored), encoding="utf-8")
         follows = "table"
     else:
-        agent = load_agent(file, "cpu")
-        agent.check_task(task_of(env))
-        agent.save_for_use(board.model_file(entry))
-        follows = f"run --env {env} --entry {name!r}"
-    agents = [one for one in manifest["agents"] if one["name"] != name]
-    seeds = dict(known[0]["seeds"]) if known else {}
-    seeds[env] = sorted({*seeds.get(env, ()), seed})
-    board.write_manifest({**manifest, "agents": [*agents, {"name": name, "by": by, "seeds": seeds}]})
+        model = load_agent(file, "cpu")
+        for env in envs:
+            model.check_task(task_of(env))
+        model.save_for_use(board.model_file(one) if len(entries) == 1 else board.shared_model_file(one))
+        follows = f"run --env {' '.join(envs)} --entry {one.name!r}"
+    seeds = {env: sorted({*known["seeds"].get(env, ()), one.seed}) for env in envs}
+    others = [other for other in manifest["agents"] if other["name"] != one.name]
+    board.write_manifest({**manifest, "agents": [*others, {**agent, "seeds": {**known["seeds"], **seeds}}]})
     return follows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -192,7 +193,7 @@ def test_unknown_names_are_told(board: Any, commands: ModuleType, tmp_path: Path
 
 def test_an_agent_is_added_measured_and_bound_to_its_file(board: Any, commands: ModuleType, model: Path) -> None:
     for seed in (0, 1):
-        commands.add(model, "mine", "A. Name", ENV_ID, seed, board.folder)
+        commands.add(model, "mine", "A. Name", (ENV_ID,), seed, board=board.folder)
     assert board.manifest["agents"] == [{"name": "mine", "by": "A. Name", "seeds": {ENV_ID: [0, 1]}}]
     assert sum("there is no record" in sentence for sentence in board.check()) == 2
     shown = picture_file(board, ENV_ID)
@@ -217,7 +218,7 @@ def test_an_agent_is_added_measured_and_bound_to_its_file(board: Any, commands: 
 def test_a_record_is_added_if_it_holds_good(
     board: Any, commands: ModuleType, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands.add(model, "theirs", "B", ENV_ID, 0, board.folder)
+    commands.add(model, "theirs", "B", (ENV_ID,), board=board.folder)
     commands.run(entry=("theirs",), device="cpu", board=board.folder)
     entry = next(entry for entry in board.entries() if entry.name == "theirs")
     elsewhere = tmp_path / "record.json"
@@ -225,8 +226,8 @@ def test_a_record_is_added_if_it_holds_good(
     board.model_file(entry).unlink()
     board.write_manifest({**board.manifest, "agents": []})
     with pytest.raises(BoardError, match="says it is 'theirs', seed 0, by 'B'"):
-        commands.add(elsewhere, "theirs", "C", ENV_ID, 0, board.folder)
-    commands.add(elsewhere, "theirs", "B", ENV_ID, 0, board.folder)
+        commands.add(elsewhere, "theirs", "C", (ENV_ID,), board=board.folder)
+    commands.add(elsewhere, "theirs", "B", (ENV_ID,), board=board.folder)
     assert board.check() == []
     commands.run(device="cpu", board=board.folder)
     assert "kept, its model is not here" in capsys.readouterr().err
@@ -235,21 +236,37 @@ def test_a_record_is_added_if_it_holds_good(
         commands.run(entry=("theirs",), device="cpu", board=board.folder)
 
 
+def test_an_agent_of_several_environments_is_kept_once_and_says_which_mask_counts(
+    board: Any, commands: ModuleType, model: Path
+) -> None:
+    there = {**board.manifest["environments"], "SamPrompt-Synthetic-v0": None}
+    board.write_manifest({**board.manifest, "environments": there})
+    commands.add(model, "mine", "A", tuple(there), board=board.folder)
+    assert [file.name for file in board.folder.rglob("*.zip")] == ["mine-seed0.zip"]
+    mine = [entry for entry in board.entries() if entry.name == "mine"]
+    assert {board.model_file(entry) for entry in mine} == {board.shared_model_file(mine[0])}
+    with pytest.raises(BoardError, match="a 'mine' already, by A, returning last"):
+        commands.add(model, "mine", "A", (ENV_ID,), returns="best_predicted", board=board.folder)
+    scripted = board.entries()[0]
+    with pytest.raises(BoardError, match="returned as 'last', not 'best_predicted'"):
+        board.check_record(board.read(scripted), dataclasses.replace(scripted, returns="best_predicted"))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"env": "SamPrompt-ISBI-v0"}, "not on the board"),
+        ({"env": ("SamPrompt-ISBI-v0",)}, "not on the board"),
         ({"name": "random"}, "scripted entry's name"),
         ({"file": Path("nowhere.zip")}, "no file nowhere.zip"),
     ],
 )
 def test_add_refuses(board: Any, commands: ModuleType, model: Path, change: dict[str, Any], said: str) -> None:
     with pytest.raises(BoardError, match=said):
-        commands.add(**{"file": model, "name": "mine", "by": "A", "env": ENV_ID, "board": board.folder, **change})
+        commands.add(**{"file": model, "name": "mine", "by": "A", "env": (ENV_ID,), "board": board.folder, **change})
 
 
 def test_the_tables_say_what_the_records_say(board: Any, commands: ModuleType, model: Path) -> None:
-    commands.add(model, "mine", "A. Name", ENV_ID, 0, board.folder)
+    commands.add(model, "mine", "A. Name", (ENV_ID,), board=board.folder)
     commands.run(entry=("mine",), device="cpu", board=board.folder)
     commands.table(board.folder)
     text = (board.folder.parent / "LEADERBOARD.md").read_text()
