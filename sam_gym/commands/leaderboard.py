@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -105,7 +105,6 @@ def add(
     by: str,
     env: tuple[str, ...],
     seed: int = 0,
-    returns: Literal["last", "best_predicted"] = "last",
     board: Folder = None,
 ) -> None:
     """Put an agent, or a record of it, on the board.
@@ -116,8 +115,10 @@ def add(
         sam-gym leaderboard add MINE.zip --name "mine" --by "A. Name" --env SamPrompt-WBC-v0 SamPrompt-DSB-v0
         sam-gym leaderboard add record.json --name "mine" --by "A. Name" --env SamPrompt-WBC-v0 --seed 1
 
-    A model is copied, without what only further training needs, and measured by `run`. A record is what `run` writes,
-    on another machine, say; it is checked as `check` does, and stands on the board as what it is: not measured here.
+    A model is copied, without what only further training needs, and measured by `run`. One with a judge of masks is
+    measured twice: by its last mask, and by the mask that its judge thinks best ("mine, best mask"). A record is what
+    `run` writes, on another machine, say; it is checked as `check` does, and stands on the board as what it is: not
+    measured here.
 
     Args:
         file: model.zip of sam-gym train, or a record.
@@ -125,15 +126,15 @@ def add(
         by: Who made it.
         env: Environment ids. An agent of several is kept once.
         seed: Of its training.
-        returns: Which mask counts: the last, or the one that the agent's own judge thinks best.
         board: Folder of the board; default benchmarks/ of a clone, else this folder.
     """
     from sam_gym.leaderboard.board import Entry
     from sam_gym.leaderboard.running import add_entries
 
-    entries = [Entry(one, name, seed, by, scripted=False, returns=returns) for one in env]
-    follows = add_entries(_board(board, begins=True), file, entries)
-    print(*(f"{entry} is on the board" for entry in entries), f"now: {_command(board, follows)}", sep="\n")
+    there = _board(board, begins=True)
+    added = add_entries(there, file, [Entry(one, name, seed, by, scripted=False) for one in env])
+    follows = "table" if file.suffix == ".json" else "run"
+    print(*(f"{entry} is on the board" for entry in added), f"now: {_command(board, follows)}", sep="\n")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"run": run, "table": table, "check": check, "add": add}

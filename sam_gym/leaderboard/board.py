@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import gymnasium
 
 from sam_gym._utils.fetching import write_json
 from sam_gym._utils.naming import unknown
-from sam_gym.envs.keeping import LAST
+from sam_gym.envs.keeping import BEST_PREDICTED, LAST
 from sam_gym.evaluation import EPISODE_LIST_VERSION, episode_list_hash
 from sam_gym.evaluation.records import Record, is_record
 
@@ -42,6 +42,10 @@ SCRIPTED: dict[str, dict[str, str]] = {
 
 UNPROMPTED = ("box only", "given mask", "no prompt")
 """Names of the entry that stops at once, one for each way in which a task begins."""
+
+BEST_MASK = ", best mask"
+"""Ends the name of an agent that returns the mask which its own judge thinks best; the same agent without is another
+entry, so that what the judge gains is not taken for what the clicks gain."""
 
 RANDOM = "random"
 SEEDS = (0, 1, 2)
@@ -72,7 +76,6 @@ class Entry:
         seed: Of its training or of its choices; None if there is nothing to draw.
         by: Who made it.
         scripted: Whether it is one of `sam_gym.prompters`.
-        returns: Which of its masks counts, one of `sam_gym.envs.keeping.RETURNS`.
     """
 
     env_id: str
@@ -80,13 +83,17 @@ class Entry:
     seed: int | None
     by: str = US
     scripted: bool = True
-    returns: str = LAST
 
     @property
     def slug(self) -> str:
         """Its name in names of files."""
         seed = "" if self.seed is None else f"-seed{self.seed}"
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-") + seed
+
+    @property
+    def returns(self) -> str:
+        """Which of its masks counts: the last one, unless its name says `BEST_MASK`."""
+        return BEST_PREDICTED if self.name.endswith(BEST_MASK) else LAST
 
     def __str__(self) -> str:
         """As messages call it."""
@@ -132,8 +139,7 @@ class Board:
         """Contents of `manifest_file`.
 
         "max_objects", "checkpoint" and "precision" hold for all records. "environments": id -> "episodes", the sha256
-        of its list, and "data", that of its images and masks. "agents": "name", "by", "seeds" by environment, and
-        "returns" where another mask than the last one counts.
+        of its list, and "data", that of its images and masks. "agents": "name", "by", and "seeds" by environment.
         """
         if not self.manifest_file.is_file():
             raise BoardError(
@@ -155,8 +161,8 @@ class Board:
         return shared if shared.is_file() else shared.parent / entry.env_id / shared.name
 
     def shared_model_file(self, entry: Entry) -> Path:
-        """Where the model of an agent lies that is on the board in several environments."""
-        return self.folder / "agents" / f"{entry.slug}.zip"
+        """Where the model of an agent lies that is on the board in several environments, or with several masks."""
+        return self.folder / "agents" / f"{replace(entry, name=entry.name.removesuffix(BEST_MASK)).slug}.zip"
 
     def entries(self) -> list[Entry]:
         """All entries, in the order of tables: the oracle of each environment comes last."""
@@ -167,8 +173,7 @@ class Board:
                 found += [Entry(env_id, name, seed) for seed in (SEEDS if name == RANDOM else (None,))]
             for agent in manifest["agents"]:
                 seeds = agent["seeds"].get(env_id, ())
-                how = {"scripted": False, "returns": agent.get("returns", LAST)}
-                found += [Entry(env_id, agent["name"], seed, agent["by"], **how) for seed in seeds]
+                found += [Entry(env_id, agent["name"], seed, agent["by"], scripted=False) for seed in seeds]
             found.append(Entry(env_id, names[-1], None))
         return found
 

@@ -6,15 +6,15 @@ import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sam_gym._utils.fetching import atomic_path
 from sam_gym.envs.base import EngineVectorEnv
-from sam_gym.envs.keeping import LAST
 from sam_gym.evaluation import encode_images, episode_list_hash, evaluate, is_current, report, select_cases
 from sam_gym.evaluation.records import Record
-from sam_gym.leaderboard.board import SCRIPTED, Board, BoardError, Entry, find, load_agent, task_of
+from sam_gym.leaderboard.board import BEST_MASK, SCRIPTED, Board, BoardError, Entry, find, load_agent, task_of
 from sam_gym.leaderboard.gallery import draw_picture
 from sam_gym.leaderboard.posing import posed
 
@@ -111,7 +111,7 @@ def compact(content: dict[str, Any]) -> str:
     return f'{head}"objects":[\n{lines}\n]{tail}\n'
 
 
-def add_entries(board: Board, file: Path, entries: Sequence[Entry]) -> str:
+def add_entries(board: Board, file: Path, entries: Sequence[Entry]) -> list[Entry]:
     """Put an agent, or a record of it, on the board.
 
     Args:
@@ -120,38 +120,39 @@ def add_entries(board: Board, file: Path, entries: Sequence[Entry]) -> str:
         entries: What it is to stand there as: one agent and seed, in one environment or several. A record is of one.
 
     Returns:
-        Which of the leaderboard's commands is to follow.
+        What it stands there as. An agent that has a judge of masks stands there with its best masks, too.
 
     Raises:
         BoardError: The board has no place for it, or the record does not hold good.
     """
-    one, envs, manifest = entries[0], [entry.env_id for entry in entries], board.manifest
-    for env in envs:
-        if env not in manifest["environments"]:
-            raise BoardError(f"{env} is not on the board: add it to {board.manifest_file.name} first")
-        if one.name in SCRIPTED[task_of(env)]:
-            raise BoardError(f"{one.name!r} is a scripted entry's name; take another")
-    known: dict[str, Any] = next((agent for agent in manifest["agents"] if agent["name"] == one.name), {"seeds": {}})
-    agent = {"name": one.name, "by": one.by, **({} if one.returns == LAST else {"returns": one.returns})}
-    if known["seeds"] and agent != {name: value for name, value in known.items() if name != "seeds"}:
-        raise BoardError(f"there is a {one.name!r} already, by {known['by']}, returning {known.get('returns', LAST)}")
+    one, manifest = entries[0], board.manifest
+    for entry in entries:
+        if entry.env_id not in manifest["environments"]:
+            raise BoardError(f"{entry.env_id} is not on the board: add it to {board.manifest_file.name} first")
+        if entry.name in SCRIPTED[task_of(entry.env_id)]:
+            raise BoardError(f"{entry.name!r} is a scripted entry's name; take another")
+    agents = {agent["name"]: agent for agent in manifest["agents"]}
+    if one.name in agents and agents[one.name]["by"] != one.by:
+        raise BoardError(f"there is a {one.name!r} already, by {agents[one.name]['by']}")
     if not file.is_file():
         raise BoardError(f"there is no file {file}")
+    added = list(entries)
     if file.suffix == ".json":
         if len(entries) > 1:
-            raise BoardError(f"{file} is a record of one environment, not of {', '.join(envs)}")
+            raise BoardError(f"{file} is a record of one environment, not of {len(entries)}")
         stored = json.loads(file.read_text(encoding="utf-8"))
         board.check_record(stored, one)
         with atomic_path(board.record_file(one)) as path:
             path.write_text(compact(stored), encoding="utf-8")
-        follows = "table"
     else:
-        model = load_agent(file, "cpu")
-        for env in envs:
-            model.check_task(task_of(env))
-        model.save_for_use(board.model_file(one) if len(entries) == 1 else board.shared_model_file(one))
-        follows = f"run --env {' '.join(envs)} --entry {one.name!r}"
-    seeds = {env: sorted({*known["seeds"].get(env, ()), one.seed}) for env in envs}
-    others = [other for other in manifest["agents"] if other["name"] != one.name]
-    board.write_manifest({**manifest, "agents": [*others, {**agent, "seeds": {**known["seeds"], **seeds}}]})
-    return follows
+        agent = load_agent(file, "cpu")
+        for entry in entries:
+            agent.check_task(task_of(entry.env_id))
+        if agent.judges:
+            added += [replace(entry, name=entry.name + BEST_MASK) for entry in entries]
+        agent.save_for_use(board.model_file(one) if len(added) == 1 else board.shared_model_file(one))
+    for entry in added:
+        known = agents.setdefault(entry.name, {"name": entry.name, "by": entry.by, "seeds": {}})
+        known["seeds"][entry.env_id] = sorted({*known["seeds"].get(entry.env_id, ()), entry.seed})
+    board.write_manifest({**manifest, "agents": list(agents.values())})
+    return added

@@ -119,6 +119,11 @@ class SavedAgent:
         """See `ModelPrompter.identity`."""
         return ModelPrompter(self.model).identity
 
+    @property
+    def judges(self) -> bool:
+        """Whether it has a judge of masks, see `ModelPrompter.judge`."""
+        return ModelPrompter(self.model).judge is not None
+
     def save_for_use(self, file: Path) -> None:
         """Write the model compressed, and without what only further training needs.
 

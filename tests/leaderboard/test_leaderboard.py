@@ -18,6 +18,8 @@ from sb3_contrib import MaskablePPO
 
 from sam_gym.commands import leaderboard
 from sam_gym.commands.listing import read_scores
+from sam_gym.commands.segment import GENERALIST
+from sam_gym.envs.keeping import RETURNS
 from sam_gym.evaluation import episode_list_hash
 from sam_gym.evaluation.records import Record
 from sam_gym.leaderboard.board import Board, BoardError
@@ -236,20 +238,21 @@ def test_a_record_is_added_if_it_holds_good(
         commands.run(entry=("theirs",), device="cpu", board=board.folder)
 
 
-def test_an_agent_of_several_environments_is_kept_once_and_says_which_mask_counts(
-    board: Any, commands: ModuleType, model: Path
-) -> None:
+def test_an_agent_with_a_judge_is_kept_once_and_measured_by_two_masks(board: Any, commands: ModuleType) -> None:
     there = {**board.manifest["environments"], "SamPrompt-Synthetic-v0": None}
     board.write_manifest({**board.manifest, "environments": there})
-    commands.add(model, "mine", "A", tuple(there), board=board.folder)
+    commands.add(GENERALIST, "mine", "A", tuple(there), board=board.folder)
     assert [file.name for file in board.folder.rglob("*.zip")] == ["mine-seed0.zip"]
-    mine = [entry for entry in board.entries() if entry.name == "mine"]
-    assert {board.model_file(entry) for entry in mine} == {board.shared_model_file(mine[0])}
-    with pytest.raises(BoardError, match="a 'mine' already, by A, returning last"):
-        commands.add(model, "mine", "A", (ENV_ID,), returns="best_predicted", board=board.folder)
+    last, best, *others = (entry for entry in board.entries() if not entry.scripted)
+    assert (last.name, best.name, len(others)) == ("mine", "mine, best mask", 2)
+    assert (last.returns, best.returns) == RETURNS
     scripted = board.entries()[0]
+    stored = board.read(scripted) | {"entry": best.name}
     with pytest.raises(BoardError, match="returned as 'last', not 'best_predicted'"):
-        board.check_record(board.read(scripted), dataclasses.replace(scripted, returns="best_predicted"))
+        board.check_record(stored, dataclasses.replace(scripted, name=best.name))
+    record = board.record_file(scripted)
+    with pytest.raises(BoardError, match="is a record of one environment, not of 2"):
+        commands.add(record, "theirs", "B", tuple(there), board=board.folder)
 
 
 @pytest.mark.parametrize(
