@@ -118,7 +118,7 @@ def add(
     on another machine, say; it is checked as `check` does, and stands on the board as what it is: not measured here.
 
     Args:
-        file: model.zip of sam-gym train, or a record.
+        file: model.zip of sam-gym train, a folder of sam-gym push, hf:OWNER/NAME; or a record.
         name: What tables call it, the same for all its seeds and environments.
         by: Who made it.
         env: Environment id.

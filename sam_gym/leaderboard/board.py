@@ -146,8 +146,9 @@ class Board:
         return self.folder / "results" / "leaderboard" / entry.env_id / f"{entry.slug}.json"
 
     def model_file(self, entry: Entry) -> Path:
-        """Where the model of an agent lies; a record that somebody else added may have none."""
-        return self.folder / "agents" / entry.env_id / f"{entry.slug}.zip"
+        """Where the model of an agent lies, a folder or a file; a record that somebody else added may have none."""
+        folder = self.folder / "agents" / entry.env_id / entry.slug
+        return folder if folder.is_dir() else folder.with_suffix(".zip")
 
     def entries(self) -> list[Entry]:
         """All entries, in the order of tables: the oracle of each environment comes last."""
@@ -206,7 +207,7 @@ class Board:
         if commit.endswith("-dirty"):
             raise BoardError(f"it was measured on commit {commit}: commit first, then run again")
         self._check_content(stored["record"], entry.env_id)
-        if not entry.scripted and (model := self.model_file(entry)).is_file():
+        if not entry.scripted and (model := self.model_file(entry)).exists():
             identity, measured = load_agent(model, "cpu").identity, stored["record"]["provenance"]["policy"]
             if identity != measured:
                 raise BoardError(f"it is of policy {measured}, but {self.relative(model)} holds {identity}")

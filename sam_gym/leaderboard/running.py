@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 from sam_gym._utils.fetching import atomic_path
+from sam_gym._utils.hub import PREFIX, agent_path
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.evaluation import encode_images, episode_list_hash, evaluate, is_current, report, select_cases
 from sam_gym.evaluation.records import Record
@@ -46,7 +48,7 @@ def run_missing(
     done = 0
     encoded: set[str] = set()
     for number, one in enumerate(chosen, start=1):
-        if not one.scripted and not board.model_file(one).is_file():
+        if not one.scripted and not board.model_file(one).exists():
             if board.read(one) is None:
                 raise BoardError(f"{one}: neither {board.relative(board.model_file(one))} nor a record is there")
             print(f"[{number}/{len(chosen)}] {one}: kept, its model is not here", file=sys.stderr)
@@ -114,7 +116,7 @@ def add_entry(board: Board, file: Path, entry: Entry) -> str:
 
     Args:
         board: The board.
-        file: model.zip of `sam-gym train`, copied without what only further training needs; or a record, checked.
+        file: An agent as `agent_path` knows it, copied without what only further training needs; or a record, checked.
         entry: What it is to stand there as.
 
     Returns:
@@ -132,7 +134,8 @@ def add_entry(board: Board, file: Path, entry: Entry) -> str:
     known = [one for one in manifest["agents"] if one["name"] == name]
     if known and known[0]["by"] != by:
         raise BoardError(f"there is a {name!r} already, by {known[0]['by']}")
-    if not file.is_file():
+    file = agent_path(file) if str(file).startswith(PREFIX) else file
+    if not file.exists():
         raise BoardError(f"there is no file {file}")
     if file.suffix == ".json":
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -143,6 +146,7 @@ def add_entry(board: Board, file: Path, entry: Entry) -> str:
     else:
         agent = load_agent(file, "cpu")
         agent.check_task(task_of(env))
+        shutil.rmtree(board.model_file(entry).with_suffix(""), ignore_errors=True)  # else it hides a file
         agent.save_for_use(board.model_file(entry))
         follows = f"run --env {env} --entry {name!r}"
     agents = [one for one in manifest["agents"] if one["name"] != name]
