@@ -16,6 +16,7 @@ from sam_gym.commands import cache, leaderboard
 from sam_gym.commands.common import say
 from sam_gym.commands.encode import encode
 from sam_gym.commands.evaluate import evaluate
+from sam_gym.commands.export import export
 from sam_gym.commands.listing import fetch, list_environments
 from sam_gym.commands.push import push
 from sam_gym.commands.render import render
@@ -34,6 +35,8 @@ DESCRIPTION = """Environments in which a frozen SAM is the world; and masks for 
     sam-gym segment --images DIR --boxes FILE --out DIR
                                                      segment images of your own
     sam-gym push runs/NAME/model.zip OWNER/NAME      share an agent on the Hugging Face Hub
+    sam-gym export SamPrompt-ISBI-v0 --dataset NAME-v0
+                                                     episodes as a Minari dataset
     sam-gym cache info                               the embeddings that are kept: info, verify, prune
 
 Data are looked for in $SAM_GYM_DATA, then in the cache: $SAM_GYM_CACHE, else the user's cache folder. Embeddings are
@@ -49,6 +52,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "segment": segment,
     "push": push,
+    "export": export,
 }
 
 GROUPS = {
