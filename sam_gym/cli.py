@@ -5,7 +5,10 @@ Whatever is slow to import is imported by the command that needs it.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +64,9 @@ GROUPS = {
 }
 """Commands that have commands of their own, and a line about them."""
 
+COMPLETION, SHELLS = "--tyro-print-completion", ("bash", "zsh", "fish")
+"""An option of tyro's, and the shells that it knows by itself."""
+
 
 def _app(arguments: Sequence[str]) -> tyro.extras.SubcommandApp:
     app = _group(COMMANDS, arguments)
@@ -79,6 +85,16 @@ def _group(commands: Mapping[str, Callable[..., None]], arguments: Sequence[str]
     return app
 
 
+def _print_completion(arguments: Sequence[str]) -> None:
+    """Print tyro's completion script, but for line breaks in help texts: a shell takes what follows for options."""
+    if len(arguments) != 2 or arguments[1] not in SHELLS:
+        raise ValueError(f"{COMPLETION} SHELL prints completions for {', '.join(SHELLS)}")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        _app([]).cli(prog="sam-gym", args=arguments)
+    print(re.sub("^COMPLETION_SPEC = .*$", lambda spec: spec[0].replace("\\n", " "), printed.getvalue(), flags=re.M))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; errors go to stderr without a traceback, with exit status 1 (130 after Ctrl-C)."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -87,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with warnings.catch_warnings():  # restores showwarning
         warnings.showwarning = lambda message, *_: say(f"warning: {message}")
         try:
+            if arguments and arguments[0] == COMPLETION:
+                return _print_completion(arguments)
             _app(arguments).cli(prog="sam-gym", description=DESCRIPTION, args=arguments)
         except (ValueError, RuntimeError, OSError) as error:
             sys.exit(f"error: {error}")
