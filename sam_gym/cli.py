@@ -5,7 +5,10 @@ Whatever is slow to import is imported by the command that needs it.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +19,9 @@ from sam_gym.commands import cache, leaderboard
 from sam_gym.commands.common import say
 from sam_gym.commands.encode import encode
 from sam_gym.commands.evaluate import evaluate
+from sam_gym.commands.export import export
 from sam_gym.commands.listing import fetch, list_environments
+from sam_gym.commands.push import push
 from sam_gym.commands.render import render
 from sam_gym.commands.segment import segment
 from sam_gym.commands.train import train
@@ -32,6 +37,9 @@ DESCRIPTION = """Environments in which a frozen SAM is the world; and masks for 
     sam-gym leaderboard table                        the standings; also run, check, add
     sam-gym segment --images DIR --boxes FILE --out DIR
                                                      segment images of your own
+    sam-gym push runs/NAME/model.zip OWNER/NAME      share an agent on the Hugging Face Hub
+    sam-gym export SamPrompt-ISBI-v0 --dataset NAME-v0
+                                                     episodes as a Minari dataset
     sam-gym cache info                               the embeddings that are kept: info, verify, prune
 
 Data are looked for in $SAM_GYM_DATA, then in the cache: $SAM_GYM_CACHE, else the user's cache folder. Embeddings are
@@ -46,6 +54,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "render": render,
     "train": train,
     "segment": segment,
+    "push": push,
+    "export": export,
 }
 
 GROUPS = {
@@ -53,6 +63,9 @@ GROUPS = {
     "cache": (cache.COMMANDS, "Look after the embedding cache: info, verify, prune."),
 }
 """Commands that have commands of their own, and a line about them."""
+
+COMPLETION, SHELLS = "--tyro-print-completion", ("bash", "zsh", "fish")
+"""An option of tyro's, and the shells that it knows by itself."""
 
 
 def _app(arguments: Sequence[str]) -> tyro.extras.SubcommandApp:
@@ -72,6 +85,16 @@ def _group(commands: Mapping[str, Callable[..., None]], arguments: Sequence[str]
     return app
 
 
+def _print_completion(arguments: Sequence[str]) -> None:
+    """Print tyro's completion script, but for line breaks in help texts: a shell takes what follows for options."""
+    if len(arguments) != 2 or arguments[1] not in SHELLS:
+        raise ValueError(f"{COMPLETION} SHELL prints completions for {', '.join(SHELLS)}")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        _app([]).cli(prog="sam-gym", args=arguments)
+    print(re.sub("^COMPLETION_SPEC = .*$", lambda spec: spec[0].replace("\\n", " "), printed.getvalue(), flags=re.M))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; errors go to stderr without a traceback, with exit status 1 (130 after Ctrl-C)."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -80,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with warnings.catch_warnings():  # restores showwarning
         warnings.showwarning = lambda message, *_: say(f"warning: {message}")
         try:
+            if arguments and arguments[0] == COMPLETION:
+                return _print_completion(arguments)
             _app(arguments).cli(prog="sam-gym", description=DESCRIPTION, args=arguments)
         except (ValueError, RuntimeError, OSError) as error:
             sys.exit(f"error: {error}")

@@ -93,7 +93,8 @@ NEED_WEIGHTS = {README, "quickstart.md"}
 def test_examples_run(name: str, registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Block by block, in one namespace a page, from the repository's top."""
     monkeypatch.chdir(ROOT)
-    run_page(name, WRITTEN[name])
+    with mock.patch.dict(os.environ):
+        run_page(name, WRITTEN[name])
 
 
 @pytest.mark.weights
@@ -112,7 +113,17 @@ def test_a_wrong_example_fails() -> None:
 
 
 def test_pages_with_code_have_examples() -> None:
-    expected = {"agents", "backends", "data", "extending", "quickstart", "reproducibility", "semantics", "vector"}
+    expected = {
+        "agents",
+        "backends",
+        "data",
+        "extending",
+        "quickstart",
+        "reproducibility",
+        "semantics",
+        "sharing",
+        "vector",
+    }
     pages = {README, *(f"{page}.md" for page in expected)}
     assert pages <= {name for name in WRITTEN if blocks(WRITTEN[name], "python")}
 

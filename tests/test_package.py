@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import gymnasium
 import pytest
+import yaml
 
 import sam_gym
+from sam_gym.version import __version__
 
 MakeEnv = Callable[..., gymnasium.Env]
 
@@ -49,3 +52,11 @@ def test_registration_is_idempotent() -> None:
     sam_gym.register_envs()
     assert dict(gymnasium.registry) == before
     assert set(sam_gym.env_ids()) <= set(before)
+
+
+def test_the_citation_is_of_this_version() -> None:
+    said = yaml.safe_load((Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8"))
+    assert said.keys() >= {"cff-version", "message", "title", "authors"}  # what its format needs
+    assert (said["version"], said["license"], said["type"]) == (__version__, "Apache-2.0", "software")
+    for work in said["references"]:
+        assert work.keys() >= {"type", "title", "authors", "year"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sam_gym._utils.fetching import embeddings_dir
+from sam_gym._utils.hub import agent_path, is_agent, prompter_name
 from sam_gym._utils.naming import question
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def image_files(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class NamedPrompter:
-    """What stands after --prompter: a saved model, or the name of a scripted prompter.
+    """What stands after --prompter: an agent, or the name of a scripted prompter.
 
     Attributes:
         name: As records and tables call it.
@@ -78,13 +79,10 @@ class NamedPrompter:
 
     @classmethod
     def parse(cls, given: str, device: str) -> NamedPrompter:
-        """What ends in .zip or is a file is a model; "oracle-clicks" is the name "oracle clicks"."""
-        path = Path(given).expanduser()
-        if path.suffix != ".zip" and not path.is_file():
+        """An agent (`is_agent`), or a name: "oracle-clicks" is "oracle clicks"."""
+        if not is_agent(given):
             return cls(given.replace("-", " ").replace("_", " "), None)
-        agent = load_agent(path, device)
-        run = path.resolve().parent.name
-        return cls(run if path.stem == "model" else f"{run} {path.stem}", agent)
+        return cls(prompter_name(given), load_agent(given, device))
 
     def settings(self, env_id: str, action_mode: str | None) -> dict[str, Any]:
         """The settings that an environment needs for it.
@@ -123,15 +121,14 @@ class NamedPrompter:
         else:
             hint = question(self.name, there)
         raise ValueError(
-            f"there is no prompter {self.name!r} for action mode {mode!r}.{hint} There are: {', '.join(there)}; or the "
-            "model.zip of a trained agent"
+            f"there is no prompter {self.name!r} for action mode {mode!r}.{hint} There are: {', '.join(there)}; or "
+            "an agent: its file, its folder, or hf:OWNER/NAME"
         )
 
 
-def load_agent(path: Path, device: str) -> SavedAgent:
-    """`sam_gym.sb3.saved.SavedAgent.load`; what is missing is told as an error of one line."""
-    if not path.is_file():
-        raise ValueError(f"there is no model {path}; sam-gym train writes runs/NAME/model.zip")
+def load_agent(name: str | Path, device: str) -> SavedAgent:
+    """An agent by its file, folder or name on the Hub; what is missing is told as an error of one line."""
+    path = agent_path(name)
     from sam_gym.leaderboard import board
 
     return board.load_agent(path, device)

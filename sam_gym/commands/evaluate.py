@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     env_id: EnvId,
-    prompter: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME|MODEL.zip ...")] = (),
+    prompter: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME|AGENT ...")] = (),
     split: Split = "test",
     objects: int | None = None,
     action_mode: str | None = None,
@@ -44,8 +44,9 @@ def evaluate(
 
     Args:
         env_id: Environment id; sam-gym list shows them.
-        prompter: Scripted prompters ("box-only", "random", ...; oracles look at the truth) and models of
-            sam-gym train. Default: all scripted ones of the environment.
+        prompter: Scripted prompters ("box-only", "random", ...; oracles look at the truth) and agents:
+            model.zip of sam-gym train, a folder of sam-gym push, hf:OWNER/NAME. Default: all scripted ones of the
+            environment.
         split: Images of which split.
         objects: So many objects, evenly spread over the split; default all.
         action_mode: Of the environment, for scripted prompters; default the environment's own. SamPrompt: grid, point,

@@ -121,7 +121,7 @@ def add(
     measured here.
 
     Args:
-        file: model.zip of sam-gym train, or a record.
+        file: model.zip of sam-gym train, a folder of sam-gym push, hf:OWNER/NAME; or a record.
         name: What tables call it, the same for all its seeds and environments.
         by: Who made it.
         env: Environment ids. An agent of several is kept once.

@@ -22,7 +22,7 @@ SECONDS, LAST_SECONDS = 0.8, 2.4
 def render(
     env_id: EnvId,
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
-    prompter: Annotated[str, tyro.conf.arg(metavar="NAME|MODEL.zip")] = "",
+    prompter: Annotated[str, tyro.conf.arg(metavar="NAME|AGENT")] = "",
     split: Split = "test",
     image: str | None = None,
     object: Annotated[int | None, tyro.conf.arg(name="object")] = None,
@@ -45,8 +45,8 @@ def render(
     Args:
         env_id: Environment id; sam-gym list shows them.
         out: A .gif or .mp4 is a film, a .png all steps side by side. MP4 needs pip install imageio-ffmpeg.
-        prompter: A scripted prompter ("box-only", "random", ...; oracles look at the truth) or a model of
-            sam-gym train. Default: the environment's oracle.
+        prompter: A scripted prompter ("box-only", "random", ...; oracles look at the truth) or an agent:
+            model.zip of sam-gym train, a folder of sam-gym push, hf:OWNER/NAME. Default: the environment's oracle.
         split: Images of which split.
         image: Image id, or its number in the split; default drawn.
         object: Object id in that image; default drawn.

@@ -38,7 +38,7 @@ def segment(
     text: Annotated[str | None, tyro.conf.arg(metavar="WORDS")] = None,
     way: str = "shades",
     clip: str = "clip-micro",
-    agent: Annotated[str, tyro.conf.arg(metavar="auto|none|MODEL.zip")] = AUTO,
+    agent: Annotated[str, tyro.conf.arg(metavar="auto|none|AGENT")] = AUTO,
     checkpoint: str = "mobile_sam",
     device: str = "auto",
     precision: Precision = "auto",
@@ -85,8 +85,8 @@ def segment(
             labels that are else 1, 2, ... in each image), or the JSON of a COCO dataset.
         out: Folder of the results.
         agent: auto, the agent of the package, where --checkpoint is mobile_sam, which it was trained with; none, the
-            boxes alone; or a model from sam-gym train. Whether that clicks or moves boxes is read off the file, which
-            can run code: use models of people you trust.
+            boxes alone; or a model.zip of sam-gym train, a folder of sam-gym push, hf:OWNER/NAME. Whether it clicks or
+            moves boxes is read off it. A zip file can run code: use those of people you trust.
         checkpoint: SAM weights: a name or a file, for an agent those it was trained with.
         device: Where SAM and the agent run: auto, cpu, cuda.
         precision: SAM's decoder: exact (float32), fast (bfloat16), official (segment_anything's own), auto (fast where
@@ -155,7 +155,7 @@ def _agent_of(name: str, checkpoint: str, device: str) -> SavedAgent | None:
     if name == NONE:
         return None
     if name != AUTO:
-        return load_agent(Path(name), device)
+        return load_agent(name, device)
     if checkpoint != "mobile_sam":
         say(f"the agent of the package was trained with mobile_sam: with {checkpoint} the boxes alone are segmented")
         return None

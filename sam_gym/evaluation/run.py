@@ -251,7 +251,7 @@ def _evaluate(
             observations, rewards = env.step_rows(np.flatnonzero(acting), actions[acting])
             log.reward(current[acting], rewards)
             log.note(current, acting)
-            ended = acting & _ended(env)
+            ended = acting & has_ended(env)
         log.close(current, ended)
         update(int(ended.sum()))
     seconds = round(time.perf_counter() - started, 1)
@@ -259,7 +259,7 @@ def _evaluate(
     return Record(name, cases=list(cases), provenance=provenance, seconds=seconds, **log.columns())
 
 
-def _ended(env: EngineVectorEnv) -> NDArray[np.bool_]:
+def has_ended(env: EngineVectorEnv) -> NDArray[np.bool_]:
     """(N,) bool: whose episodes are over."""
     limit = env.max_episode_steps
     return env.episodes.terminated | (False if limit is None else env.episodes.steps >= limit)

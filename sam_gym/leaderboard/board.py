@@ -156,9 +156,11 @@ class Board:
         return self.folder / "results" / "leaderboard" / entry.env_id / f"{entry.slug}.json"
 
     def model_file(self, entry: Entry) -> Path:
-        """Where the model of an agent lies; a record that somebody else added may have none."""
+        """Where the model of an agent lies, a folder or a file; a record that somebody else added may have none."""
         shared = self.shared_model_file(entry)
-        return shared if shared.is_file() else shared.parent / entry.env_id / shared.name
+        own = shared.parent / entry.env_id / shared.name
+        places = (shared.with_suffix(""), shared, own.with_suffix(""), own)
+        return next((place for place in places if place.exists()), own)
 
     def shared_model_file(self, entry: Entry) -> Path:
         """Where the model of an agent lies that is on the board in several environments, or with several masks."""
@@ -224,7 +226,7 @@ class Board:
         if returns != entry.returns:
             raise BoardError(f"it measured the mask returned as {returns!r}, not {entry.returns!r}")
         self._check_content(stored["record"], entry.env_id)
-        if not entry.scripted and (model := self.model_file(entry)).is_file():
+        if not entry.scripted and (model := self.model_file(entry)).exists():
             identity, measured = load_agent(model, "cpu").identity, stored["record"]["provenance"]["policy"]
             if identity != measured:
                 raise BoardError(f"it is of policy {measured}, but {self.relative(model)} holds {identity}")

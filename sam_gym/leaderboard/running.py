@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_gym._utils.fetching import atomic_path
+from sam_gym._utils.hub import PREFIX, agent_path
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.evaluation import encode_images, episode_list_hash, evaluate, is_current, report, select_cases
 from sam_gym.evaluation.records import Record
@@ -48,7 +50,7 @@ def run_missing(
     done = 0
     encoded: set[str] = set()
     for number, one in enumerate(chosen, start=1):
-        if not one.scripted and not board.model_file(one).is_file():
+        if not one.scripted and not board.model_file(one).exists():
             if board.read(one) is None:
                 raise BoardError(f"{one}: neither {board.relative(board.model_file(one))} nor a record is there")
             print(f"[{number}/{len(chosen)}] {one}: kept, its model is not here", file=sys.stderr)
@@ -116,7 +118,7 @@ def add_entries(board: Board, file: Path, entries: Sequence[Entry]) -> list[Entr
 
     Args:
         board: The board.
-        file: model.zip of `sam-gym train`, copied without what only further training needs; or a record, checked.
+        file: An agent as `agent_path` knows it, copied without what only further training needs; or a record, checked.
         entries: What it is to stand there as: one agent and seed, in one environment or several. A record is of one.
 
     Returns:
@@ -134,7 +136,8 @@ def add_entries(board: Board, file: Path, entries: Sequence[Entry]) -> list[Entr
     agents = {agent["name"]: agent for agent in manifest["agents"]}
     if one.name in agents and agents[one.name]["by"] != one.by:
         raise BoardError(f"there is a {one.name!r} already, by {agents[one.name]['by']}")
-    if not file.is_file():
+    file = agent_path(file) if str(file).startswith(PREFIX) else file
+    if not file.exists():
         raise BoardError(f"there is no file {file}")
     added = list(entries)
     if file.suffix == ".json":
@@ -150,7 +153,9 @@ def add_entries(board: Board, file: Path, entries: Sequence[Entry]) -> list[Entr
             agent.check_task(task_of(entry.env_id))
         if agent.judges:
             added += [replace(entry, name=entry.name + BEST_MASK) for entry in entries]
-        agent.save_for_use(board.model_file(one) if len(added) == 1 else board.shared_model_file(one))
+        target = board.model_file(one) if len(added) == 1 else board.shared_model_file(one)
+        shutil.rmtree(target.with_suffix(""), ignore_errors=True)  # else it hides a file
+        agent.save_for_use(target.with_suffix(".zip"))
     for entry in added:
         known = agents.setdefault(entry.name, {"name": entry.name, "by": entry.by, "seeds": {}})
         known["seeds"][entry.env_id] = sorted({*known["seeds"].get(entry.env_id, ()), entry.seed})

@@ -1,11 +1,13 @@
 """What a saved agent says of itself: `sam_gym.json`, one more member of the zip file that Stable-Baselines3 writes.
 
-Stable-Baselines3 reads the members that it knows, so that such a file is still a file of its own.
+Stable-Baselines3 reads the members that it knows, so that such a file is still a file of its own. An agent's folder
+(`sam_gym.sb3.folder`) has a file of this name and form.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,6 +21,7 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
+from sam_gym._utils.hub import MEMBER
 from sam_gym.envs.base import EngineEnv, EngineVectorEnv
 from sam_gym.envs.labelling import POLICY
 from sam_gym.envs.settings import Settings
@@ -27,9 +30,6 @@ from sam_gym.sam import checkpoint_id
 from sam_gym.sb3.models import ModelPrompter
 from sam_gym.sb3.vec_env import SamVecEnv
 from sam_gym.version import __version__
-
-MEMBER = "sam_gym.json"
-"""Its name in the zip file."""
 
 FORMAT = 1
 """Version of what stands in it."""
@@ -42,6 +42,9 @@ NEEDED = ("action_mode", "observation", "grid", "max_prompts", "view_scale")
 
 BESIDE = "beside"
 """Value of the setting `labeler`: a module labels the clicks, and lies beside the model as NAME.safetensors."""
+
+CLIP_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""Names of published CLIP models, as against files and repositories of anybody's."""
 
 
 def versions() -> dict[str, str]:
@@ -92,13 +95,27 @@ class Description:
             if MEMBER not in archive.namelist():
                 return None
             text = archive.read(MEMBER)
+        return cls.parse(text, file)
+
+    @classmethod
+    def parse(cls, text: bytes, file: Path) -> Description:
+        """What a `sam_gym.json` says.
+
+        Args:
+            text: Its content.
+            file: The zip file or folder that it is in, for messages.
+
+        Raises:
+            ValueError: As `read`.
+        """
         try:
             said = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"the {MEMBER} in {file} is not JSON: save the agent again") from error
         if not isinstance(said, dict) or said.get("format") != FORMAT:
             number = said.get("format") if isinstance(said, dict) else None
-            wrote = (said.get("versions") or {}).get("sam_gym") if isinstance(said, dict) else None
+            versions = said.get("versions") if isinstance(said, dict) else None
+            wrote = versions.get("sam_gym") if isinstance(versions, dict) else None
             raise ValueError(
                 f"the {MEMBER} in {file} is of format {number}, and sam_gym {__version__} reads format {FORMAT}: "
                 f"use the sam_gym that wrote it ({wrote or 'unknown'}), or save the agent again"
@@ -106,11 +123,19 @@ class Description:
         known = {one.name for one in fields(cls)}
         if missing := sorted(known - said.keys()):
             raise ValueError(f"the {MEMBER} in {file} does not say {', '.join(missing)}: save the agent again")
-        if said["algorithm"] not in LOADED_BY:
+        if str(said["algorithm"]) not in LOADED_BY:
             raise ValueError(
                 f"{file} holds a model of {said['algorithm']}, and sam_gym loads those of {' and '.join(LOADED_BY)}"
             )
         return cls(**{name: said[name] for name in known})
+
+    def check_identity(self, found: str, file: Path) -> None:
+        """Raise ValueError unless the weights that a file holds are those that it speaks of."""
+        if found != self.identity:
+            raise ValueError(
+                f"{file} holds weights {found}, but its {MEMBER} is of weights {self.identity}: take the file as it "
+                "was saved, or save the changed model with sam_gym.sb3.save_agent"
+            )
 
     def write(self, archive: zipfile.ZipFile) -> None:
         """Add it to an open zip file."""

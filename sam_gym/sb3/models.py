@@ -58,11 +58,15 @@ class ModelPrompter:
         return _unpickled, (type(self.model), file.getvalue(), str(self.model.device))
 
     @property
+    def policy(self) -> Any:
+        """The network, whether the model is that or an algorithm around it."""
+        return self.model if isinstance(self.model, nn.Module) else self.model.policy
+
+    @property
     def identity(self) -> str:
         """First 12 hex digits of a sha256 over the policy's weights; goes into the records of `evaluate`."""
         digest = hashlib.sha256()
-        policy = self.model if isinstance(self.model, nn.Module) else self.model.policy
-        for name, weights in policy.state_dict().items():
+        for name, weights in self.policy.state_dict().items():
             digest.update(name.encode())
             digest.update(weights.cpu().numpy().tobytes())
         return digest.hexdigest()[:12]
@@ -70,7 +74,7 @@ class ModelPrompter:
     @property
     def judge(self) -> Judge | None:
         """What predicts the IoU of masks, where the policy has learned to (`sam_gym.envs.keeping`)."""
-        policy: Any = self.model if isinstance(self.model, nn.Module) else self.model.policy
+        policy = self.policy
         if not getattr(policy, "judges", False):
             return None
 

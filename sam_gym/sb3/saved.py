@@ -1,7 +1,8 @@
-"""`SavedAgent`: a model file and what it says of itself: which task it was trained for, and how it acts and observes.
+"""`SavedAgent`: an agent on disk and what it says of itself: which task it was trained for, how it acts and observes.
 
-So that `sam-gym` needs nothing but the file. `save_agent` writes such files. Files without `sam_gym.json`, which
-Stable-Baselines3 wrote alone, are known by their spaces. Nothing is trained or evaluated here.
+So that `sam-gym` needs nothing but a file, or a folder (`sam_gym.sb3.folder`). `save_agent` writes such files. Files
+without `sam_gym.json`, which Stable-Baselines3 wrote alone, are known by their spaces. Nothing is trained or evaluated
+here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sam_gym._utils.fetching import atomic_path
+from sam_gym._utils.hub import LABELER
 from sam_gym._utils.naming import first_line
 from sam_gym.envs.base import EngineVectorEnv
 from sam_gym.envs.box_refine import SamBoxRefineVectorEnv
@@ -28,8 +30,9 @@ from sam_gym.envs.prefer import SamPreferVectorEnv
 from sam_gym.envs.prompt import SamPromptVectorEnv
 from sam_gym.envs.proofread import SamProofreadVectorEnv
 from sam_gym.envs.shown_prompts import ShownPrompts
-from sam_gym.sb3.description import BESIDE, LOADED_BY, MEMBER, Description, describe, of_model
-from sam_gym.sb3.models import ModelPrompter, load_model
+from sam_gym.sb3.description import BESIDE, LOADED_BY, Description, describe, of_model
+from sam_gym.sb3.folder import read_folder, write_folder
+from sam_gym.sb3.models import AnyPolicy, ModelPrompter, load_model
 
 TASKS: dict[str, tuple[type[EngineVectorEnv], tuple[str, ...]]] = {
     "SamPrompt": (SamPromptVectorEnv, ("grid", "point", "box")),
@@ -66,8 +69,8 @@ class SavedAgent:
     """A trained model.
 
     Attributes:
-        file: Where it lies.
-        model: The model.
+        file: Where it lies: a zip file, or a folder.
+        model: The model; of a folder the policy alone, which acts but cannot be trained further.
         task: First part of the ids of the environments it acts in; None if nobody knows.
         settings: Settings that an environment needs for it: action_mode, observation, grid, max_prompts, view_scale. An
             old file does not say all of them, which is then left to the task's defaults; empty without a task.
@@ -75,18 +78,22 @@ class SavedAgent:
     """
 
     file: Path
-    model: MaskablePPO | PPO
+    model: MaskablePPO | PPO | AnyPolicy
     task: str | None
     settings: dict[str, Any]
     description: Description | None = None
 
     @classmethod
     def load(cls, file: Path, device: str = "auto") -> SavedAgent:
-        """Load a model. Its file can run code, so it must come from somebody you trust.
+        """Load an agent. A zip file can run code, so it must come from somebody you trust; a folder cannot.
 
         Raises:
-            ValueError: The file is no model of PPO or MaskablePPO; or what it says of itself is not so.
+            ValueError: The file is no model of PPO or MaskablePPO, or the folder no agent; or what it says of itself is
+                not so.
         """
+        if file.is_dir():
+            policy, stated = read_folder(file, device)
+            return cls(file, policy, stated.task, _with_labeler(stated.settings, file / LABELER), stated)
         try:
             said = Description.read(file)
         except zipfile.BadZipFile as error:
@@ -103,16 +110,13 @@ class SavedAgent:
             raise ValueError(f"{file} is not a model that PPO or MaskablePPO saved: {first_line(error)}") from error
         if said is None:
             return cls(file, model, *_task_of(action_space, observation_space))
-        identity = ModelPrompter(model).identity
-        if identity != said.identity:
-            raise ValueError(
-                f"{file} holds weights {identity}, but its {MEMBER} is of weights {said.identity}: take the file as it "
-                "was saved, or save the changed model with sam_gym.sb3.save_agent"
-            )
-        settings = dict(said.settings)
-        if settings.get("labeler") == BESIDE:
-            settings["labeler"] = str(file.with_suffix(".safetensors"))
-        return cls(file, model, said.task, settings, said)
+        said.check_identity(ModelPrompter(model).identity, file)
+        return cls(file, model, said.task, _with_labeler(said.settings, file.with_suffix(".safetensors")), said)
+
+    @property
+    def policy(self) -> Any:
+        """Its network."""
+        return ModelPrompter(self.model).policy
 
     @property
     def identity(self) -> str:
@@ -124,19 +128,38 @@ class SavedAgent:
         """Whether it has a judge of masks, see `ModelPrompter.judge`."""
         return ModelPrompter(self.model).judge is not None
 
+    @property
+    def described(self) -> Description:
+        """What it says of itself; where it said nothing, what its spaces tell."""
+        if not isinstance(self.model, MaskablePPO | PPO):
+            assert self.description is not None, "a folder says what it is"
+            return self.description
+        present = of_model(self.model)
+        said = self.description
+        return Description(self.task, self.settings, **present) if said is None else replace(said, **present)
+
+    def save_folder(self, folder: Path) -> None:
+        """Write it as a folder, see `sam_gym.sb3.folder.write_folder`."""
+        labeler = self.settings.get("labeler")
+        write_folder(
+            folder, ModelPrompter(self.model).policy, self.described, None if labeler is None else Path(labeler)
+        )
+
     def save_for_use(self, file: Path) -> None:
         """Write the model compressed, and without what only further training needs.
 
-        That is the optimizer's state, and the last observations of the training, which hold parts of its images. What
-        the model says of itself is kept; where it said nothing, it now says what its spaces tell.
+        That is the optimizer's state, and the last observations of the training, which hold parts of its images. An
+        agent that came as a folder has nothing of that, and is written as a folder, without the ending .zip.
         """
-        present = of_model(self.model)
-        said = self.description
-        description = Description(self.task, self.settings, **present) if said is None else replace(said, **present)
-        fresh, whole = copy.copy(self.model), io.BytesIO()
+        model = self.model
+        if not isinstance(model, MaskablePPO | PPO):
+            self.save_folder(file.with_suffix(""))
+            return
+        description = self.described
+        fresh, whole = copy.copy(model), io.BytesIO()
         for name in ("_last_obs", "_last_original_obs", "_last_episode_starts", "ep_info_buffer", "ep_success_buffer"):
             setattr(fresh, name, None)
-        fresh.policy = copy.deepcopy(self.model.policy)
+        fresh.policy = copy.deepcopy(model.policy)
         optimizer: Any = fresh.policy.optimizer  # whichever class it is, it takes parameters and a rate
         fresh.policy.optimizer = type(optimizer)(fresh.policy.parameters(), lr=optimizer.param_groups[0]["lr"])
         fresh.save(whole)
@@ -183,6 +206,11 @@ class SavedAgent:
                 f" with {differing}{by}"
             )
         return ModelPrompter(self.model)
+
+
+def _with_labeler(settings: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Settings in which the module that labels the clicks is the file beside the model."""
+    return {**settings, "labeler": str(file)} if settings.get("labeler") == BESIDE else dict(settings)
 
 
 def _task_of(action_space: spaces.Space, observation_space: spaces.Space) -> tuple[str | None, dict[str, Any]]:

@@ -177,8 +177,11 @@ class RecalibrationModule(nn.Module):
             raise ValueError(f"{path} is no safetensors file: {first_line(error)}") from error
         if _NOTES not in notes:
             raise ValueError(f"{path} holds other weights than a recalibration module's")
-        module = cls(**json.loads(notes[_NOTES]))
-        module.load_state_dict(weights)
+        try:
+            module = cls(**json.loads(notes[_NOTES]))
+            module.load_state_dict(weights)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} holds no recalibration module: {first_line(error)}") from error
         return module.to(device)
 
 

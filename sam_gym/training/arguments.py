@@ -59,6 +59,8 @@ class Arguments:
     quick: bool = False
     """Two minutes, only to see it work: fewer steps and objects, where you name none. What comes out is marked quick,
     and is no result."""
+    wandb: bool = False
+    """Show the run on Weights & Biases as well (extra wandb); WANDB_MODE=offline keeps it on this disk."""
     run_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of this run; default runs/ENV-seedN-TIME, and runs/ENV-quick-seedN-TIME with --quick."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -109,5 +111,8 @@ def train(arguments: Arguments, command: str = "sam-gym train") -> None:
         if run is None:
             raise KeyboardInterrupt("stopped before training began; nothing to keep") from None
         raise KeyboardInterrupt(f"stopped. {run.keep()}\ngo on with: {command} --resume {run.folder}") from None
+    finally:
+        if run is not None:
+            run.close()
     minutes = f"{(time.perf_counter() - started) / 60:.1f} minutes"
     print(f"\n{f'{run.mark}, {minutes}' if run.mark else minutes}; everything is in {run.folder}")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecMonitor
@@ -38,6 +37,7 @@ from sam_gym.training.learning import PPOProgress
 from sam_gym.training.recipe import evaluation_kwargs, model_arguments, module_of, train_kwargs
 from sam_gym.training.report import write_report
 from sam_gym.training.state import begin, resume
+from sam_gym.training.tracking import callbacks_of, finish, tracked
 
 if TYPE_CHECKING:
     from sam_gym.training.arguments import Arguments
@@ -79,10 +79,14 @@ class Training:
     def open(cls, arguments: Arguments) -> Training:
         """Begin a run, or take up the one in `arguments.resume`."""
         if arguments.resume is not None:
-            return cls(*resume(arguments))
-        run = cls(*begin(arguments))
+            return cls(*tracked(*resume(arguments)))
+        run = cls(*tracked(*begin(arguments)))
         run._save_state()
         return run
+
+    def close(self) -> None:
+        """End what other services were told of the run."""
+        finish(self.state)
 
     def watch(self, stage: str) -> Stopwatch:
         """Where the time of a stage goes, all its interruptions counted together."""
@@ -183,7 +187,7 @@ class Training:
                 watch.of(self.train, "step", "rollout/environment"),
                 watch.of(self.train, "reset", "rollout/environment"),
             ):
-                callbacks: list[BaseCallback] = [PPOProgress(self, bar, watch)]
+                callbacks = [PPOProgress(self, bar, watch), *callbacks_of(self.state)]
                 if self.recalibrator is not None:
                     callbacks.append(RecalibrationCallback(self.recalibrator))
                 self.model.learn(total - done, callback=callbacks, reset_num_timesteps=done == 0)

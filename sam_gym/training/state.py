@@ -23,7 +23,7 @@ QUICK = {"eval_objects": 27, "evaluations": 1, "test_objects": 60}
 QUICK_STEPS = {"clone_steps": 640, "ppo_steps": 320}
 """Steps with --quick, where the recipe has no fewer."""
 
-KEPT = ("env", "seed", "data", "checkpoint", "device", "precision", "attention", "reward", "clip")
+KEPT = ("env", "seed", "data", "checkpoint", "device", "precision", "attention", "reward", "clip", "wandb")
 """Arguments that a run goes on with."""
 
 
@@ -78,5 +78,11 @@ def resume(arguments: Arguments) -> tuple[Path, dict[str, Any]]:
         raise ValueError(f"{folder} is not the folder of a run: it has no state.json")
     state = json.loads(file.read_text())
     older = {"quick": False, "timing": {}}
-    state["arguments"] = {"attention": "full", "clip": "clip-micro", "reward": None, **state["arguments"]}
+    state["arguments"] = {
+        "attention": "full",
+        "clip": "clip-micro",
+        "reward": None,
+        "wandb": False,
+        **state["arguments"],
+    }
     return folder, {**older, **state}

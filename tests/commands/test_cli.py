@@ -294,3 +294,30 @@ def test_unknown_commands(run: Run, command: tuple[str, ...], there_is: str) -> 
     status, out, err = run(*command)
     assert (status, out) == (2, "")
     assert there_is in " ".join(err.replace("│", " ").split())
+
+
+# ------------------------------------------------------------------------------------------------------ completion
+
+
+def test_completion(run: Run, tmp_path: Path) -> None:
+    """Bash takes the script, and completes commands, options and values by it."""
+    status, script, _ = run("--tyro-print-completion", "bash")
+    assert status == 0
+    file = tmp_path / "sam-gym"
+    file.write_text(script)
+    ask = (
+        f'source {file}; COMP_WORDS=(sam-gym $0 $@); COMP_CWORD=$#; ((COMP_CWORD++)); COMP_LINE="${{COMP_WORDS[*]}}"; '
+    )
+    ask += '_tyro_sam_gym; printf "%s\\n" "${COMPREPLY[@]}"'
+    for words, expected in {
+        ("lea",): ["leaderboard"],
+        ("leaderboard", "r"): ["run"],
+        ("train", "--con"): ["--config"],  # whose help has lines
+        ("evaluate", "SamPrompt-ISBI-v0", "--split", "t"): ["train", "test"],
+    }.items():
+        answer = subprocess.run(["bash", "-c", ask, *words], capture_output=True, text=True, check=True)
+        assert answer.stdout.split("\n")[:-1] == expected
+        assert not answer.stderr
+    for shell in ("zsh", "fish"):
+        assert "sam-gym" in run("--tyro-print-completion", shell)[1]
+    assert "prints completions for bash, zsh, fish" in run("--tyro-print-completion", "dash")[2]
