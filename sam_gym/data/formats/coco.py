@@ -87,8 +87,8 @@ def _annotations(file: Path, content: Mapping[str, Any]) -> tuple[list[tuple[Ann
             crowds += 1
         elif not annotation.get("segmentation"):
             raise ValueError(
-                f"{where} has no segmentation: take it away. Where there are boxes alone, no truth is known, and sam-gym "
-                f"segment --boxes {file.name} makes masks"
+                f"{where} has no segmentation: take it away. Where there are boxes alone, no truth is known, and "
+                f"sam-gym segment --boxes {file.name} makes masks"
             )
         else:
             found[image_id][counts[image_id]] = annotation
@@ -118,10 +118,10 @@ def _mask(file: Path, annotation: Annotation, size: tuple[int, int]) -> npt.NDAr
     counts = given["counts"] if isinstance(given["counts"], list) else _counts(str(given["counts"]))
     if list(given["size"]) != [*size] or sum(counts) != size[0] * size[1] or min(counts) < 0:
         raise ValueError(
-            f"{where}: run lengths of size {given['size']} (height, width) that cover {sum(counts)} px are not those of "
-            f"an image of {[*size]}"
+            f"{where}: run lengths of size {given['size']} (height, width) that cover {sum(counts)} px are not those "
+            f"of an image of {[*size]}"
         )
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
+    return _drawn(counts, size)
 
 
 def _filled(file: Path, polygons: list[list[float]], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -130,7 +130,13 @@ def _filled(file: Path, polygons: list[list[float]], size: tuple[int, int]) -> n
         from pycocotools import mask as runs
     except ImportError as error:
         raise MissingExtraError(file, "a COCO file with polygons", "pycocotools", "coco") from error
-    return runs.decode(runs.merge(runs.frPyObjects(polygons, *size))).astype(np.bool_)
+    merged = runs.merge(runs.frPyObjects(polygons, *size))
+    return _drawn(_counts(merged["counts"].decode()), size)
+
+
+def _drawn(counts: Sequence[int], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Run lengths as a mask: outside, inside, outside, ..., down the columns."""
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
 
 
 def _counts(text: str) -> list[int]:

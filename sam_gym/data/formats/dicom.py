@@ -128,14 +128,16 @@ def _window(header: Any) -> Window | None:
 
 def _near(one: Any, other: Any) -> bool:
     """Whether two values of a header are lists of numbers that are nearly equal."""
-    numbers = [np.asarray(value, np.float64) for value in (one, other) if isinstance(value, Sequence)]
-    return len(numbers) == 2 and numbers[0].shape == numbers[1].shape and np.allclose(*numbers, atol=1e-3)
+    numbers = [np.asarray(v, np.float64) for v in (one, other) if isinstance(v, Sequence) and not isinstance(v, str)]
+    return (
+        len(numbers) == 2 and numbers[0].shape == numbers[1].shape and bool((abs(np.subtract(*numbers)) < 1e-3).all())
+    )
 
 
 def _check_gaps(folder: Path, files: list[Path], heights: npt.NDArray[np.float64]) -> None:
     """Raise ValueError unless the slices are one distance apart."""
     steps = np.diff(heights)
-    usual = float(np.median(steps)) if len(steps) else 0.0
+    usual = float(np.sort(steps)[(len(steps) - 1) // 2]) if len(steps) else 0.0  # of two, the smaller one
     for (one, other), step in zip(pairwise(files), steps, strict=True):
         if step < 1e-3:
             raise ValueError(f"{folder}: {one.name} and {other.name} lie at the same place: keep one series of slices")

@@ -1,7 +1,7 @@
 """TIFF files, page by page, as stored: 8 to 64 bits, integers and floats, stacks, ImageJ's and OME's.
 
 tifffile reads them; Pillow reads what that cannot without its codecs (LZW, JPEG) and what is no plain channel
-(palettes, inverted grey, CMYK). Several channels in several pages are refused: an image here has one or three.
+(palettes, CMYK). Several channels in several pages are refused: an image here has one or three.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.generic]
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PLAIN = ("MINISBLACK", "RGB")
+_INVERTED = "MINISWHITE"
+_PLAIN = ("MINISBLACK", _INVERTED, "RGB")
 
 
 def is_tiff(path: Path) -> bool:
@@ -32,7 +33,8 @@ class TiffPages(Sequence[Array]):
 
     Args:
         path: The file.
-        indices: Leave a palette alone: its indices may be labels.
+        indices: Give values as stored: indices of a palette, and grey whose 0 is white (as ImageJ stores masks), may be
+            labels.
 
     Attributes:
         size: (H, W) of every page.
@@ -50,6 +52,7 @@ class TiffPages(Sequence[Array]):
             axes, shape = series.axes, series.shape
             plain = page.photometric.name in _PLAIN
             mapped = series.dataoffset is not None and plain
+            self._inverted = page.photometric.name == _INVERTED
         leading = [(axis, n) for axis, n in zip(axes, shape, strict=True) if axis not in "YXS" and n > 1]
         if several:
             raise ValueError(f"{path} holds images of several sizes or kinds: save each as its own file")
@@ -77,12 +80,12 @@ class TiffPages(Sequence[Array]):
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has pages 0..{len(self) - 1}, not {index}")
         if self._map is not None:
-            return _channels_last(np.asarray(self._map[index]), self._axes)
+            return self._shown(np.asarray(self._map[index]))
         with _reading(self.path) as file:
             page: Any = file.pages[index]
             if page.photometric.name in _PLAIN:
                 try:
-                    return _channels_last(page.asarray(), page.axes)
+                    return self._shown(page.asarray())
                 except ValueError as error:
                     if "imagecodecs" not in str(error):
                         raise
@@ -97,7 +100,17 @@ class TiffPages(Sequence[Array]):
                 f"{self.path} holds {page.bitspersample} bits a channel compressed by {page.compression.name}: save it "
                 "without compression, or pip install imagecodecs"
             )
-        return pixels
+        turned = pixels.dtype.itemsize == 1  # Pillow turns over grey of 8 bits and fewer
+        return _inverted(pixels) if self._inverted and turned == self._indices else pixels
+
+    def _shown(self, array: Array) -> Array:
+        """(H, W) or (H, W, channels) of a page as stored, whose colours may be planes."""
+        array = np.moveaxis(array, 0, -1) if self._axes == "SYX" else array
+        return _inverted(array) if self._inverted and not self._indices else array
+
+
+def _inverted(array: Array) -> Array:
+    return ~array if array.dtype.kind in "bu" else array
 
 
 @contextmanager
@@ -120,8 +133,3 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Array | None:
         return tifffile.memmap(path, mode="r").reshape(shape)
     except ValueError:  # bits that fill no bytes, for one: read page by page
         return None
-
-
-def _channels_last(array: Array, axes: str) -> Array:
-    """(H, W, channels) of a page whose colours are stored as planes."""
-    return np.moveaxis(array, 0, -1) if axes == "SYX" else array

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,5 @@ def upright(plane: Array, affine: npt.NDArray[np.float64]) -> Array:
 
 def need(path: Path, what: str, package: str) -> None:
     """Raise MissingExtraError unless a package of the extra `medical` is there."""
-    from importlib.util import find_spec
-
     if find_spec(package) is None:
         raise MissingExtraError(path, what, package, "medical")
