@@ -53,7 +53,7 @@ def open_volume(path: Path) -> Volume:
     return dicom.open_series(path) if path.is_dir() else nifti.open_nifti(path)
 
 
-def find_pictures(folder: Path, window: tuple[float, float] | None = None) -> dict[str, Callable[[], Picture]]:
+def find_pictures(folder: Path, window: Window | None = None) -> dict[str, Callable[[], Picture]]:
     """All images of a folder and its subfolders, sorted, by their paths below it; none is read yet.
 
     A file of several images, such as a stack, a volume or an `.npz`, gives each its number: "stack.tif/07",
@@ -61,21 +61,30 @@ def find_pictures(folder: Path, window: tuple[float, float] | None = None) -> di
 
     Args:
         folder: The folder.
-        window: As for `open_images`, a tuple.
+        window: As for `open_images`.
 
     Raises:
         ValueError: There is none.
     """
+
+    @lru_cache(maxsize=1)
+    def opened(path: Path, split: str) -> Images:
+        """The images of a file; those of the last one are kept, since its next one is asked for next."""
+        return npz_images(path, split) if split else open_images(path, window)
+
+    def read(path: Path, split: str, index: int) -> Picture:
+        return opened(path, split).read(index)
+
     found: dict[str, Callable[[], Picture]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and _is_picture(path)):
         name, kind = path.relative_to(folder).as_posix(), path.suffix.lower()
         for split in npz_splits(path) if kind == NPZ else [""]:
             part = f"{name}/{split}" if split else name
             try:
-                ids = _opened(path, split, window).ids(part) if kind in SEVERAL else [part]
+                ids = opened(path, split).ids(part) if kind in SEVERAL else [part]
             except (ValueError, OSError):  # told, once more, to whoever wants to read it
                 ids = [part]
-            found |= {one: partial(_read, path, split, window, i) for i, one in enumerate(ids)}
+            found |= {one: partial(read, path, split, i) for i, one in enumerate(ids)}
     if not found:
         raise ValueError(f"{folder} and its subfolders hold no image file ({', '.join(PICTURES)})")
     return found
@@ -89,13 +98,3 @@ SEVERAL = (".tif", ".tiff", ".npy", ".nii", ".gz", NPZ)
 
 def _is_picture(path: Path) -> bool:
     return path.name.lower().endswith(PICTURES) and not path.name.startswith(".") and not path.name.endswith("_seg.npy")
-
-
-@lru_cache(maxsize=1)
-def _opened(path: Path, split: str, window: Window | None) -> Images:
-    """The images of a file; those of the last one are kept, since its next one is asked for next."""
-    return npz_images(path, split) if split else open_images(path, window)
-
-
-def _read(path: Path, split: str, window: Window | None, index: int) -> Picture:
-    return _opened(path, split, window).read(index)

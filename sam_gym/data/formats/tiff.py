@@ -110,7 +110,8 @@ class TiffPages(Sequence[Array]):
 
 
 def _inverted(array: Array) -> Array:
-    return ~array if array.dtype.kind in "bu" else array
+    values: npt.NDArray = array
+    return ~values if array.dtype.kind in "bu" else array
 
 
 @contextmanager

@@ -96,6 +96,10 @@ def test_stacks_as_arrays(made: Any, tmp_path: Path) -> None:
     assert data.image_ids == ("a/0", "a/1", "a/2")
     np.testing.assert_array_equal(data.labels("a/2"), made.labels(2))
     assert list(find_pictures(tmp_path / "images")) == ["a.npy/0", "a.npy/1", "a.npy/2"]
+    tifffile.imwrite(tmp_path / "images/b.tif", np.stack([made.grey(i) for i in range(9)]))
+    tifffile.imwrite(tmp_path / "masks/b.tif", np.stack([made.labels(i) for i in range(9)]))
+    splits = [load_data("folder", split, root=tmp_path, shares=(50, 0, 50), min_area=1) for split in ("train", "test")]
+    assert [len(data.image_ids) for data in splits] == [3, 9]  # a stack counts as one image
 
 
 @settings(max_examples=60)
