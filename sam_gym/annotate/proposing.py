@@ -6,7 +6,7 @@ The file is what `read_cue_boxes` reads, so that it can be looked at and correct
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from PIL import Image
 from sam_gym._utils.fetching import atomic_path
 from sam_gym._utils.progress import progress_bar
 from sam_gym.annotate.cue_boxes import COLUMNS
-from sam_gym.data import read_image
 from sam_gym.semantics.proposals import Proposal, Proposer
 
 NAME = "proposals.csv"
@@ -28,14 +27,14 @@ HEADER = (*COLUMNS, "x", "y", "confidence", "asked")
 
 
 def propose_boxes(
-    proposer: Proposer, folder: Path, files: Sequence[Path], out: Path, what: str, *, overwrite: bool = False
-) -> Iterator[tuple[str, str]]:
+    proposer: Proposer, pictures: Mapping[str, Callable[[], NDArray[np.uint8]]], out: Path, what: str, *,
+    overwrite: bool = False,
+) -> Iterator[tuple[str, str]]:  # fmt: skip
     """Write `proposals.csv` into a folder, unless it is there.
 
     Args:
         proposer: Proposes.
-        folder: Of the images.
-        files: The images, in it.
+        pictures: The images by their paths below their folder, and what reads each.
         out: Where to write; made if it is not there.
         what: What was asked for, in words.
         overwrite: Write it anew.
@@ -56,11 +55,10 @@ def propose_boxes(
             raise ValueError(f"{file} has proposals for {others}, not for {what}: take another --out, or --overwrite")
         return
     found: dict[str, list[Proposal]] = {}
-    with progress_bar("propose", len(files), "image") as bar:
-        for path in files:
-            name = path.relative_to(folder).as_posix()
+    with progress_bar("propose", len(pictures), "image") as bar:
+        for name, read in pictures.items():
             try:
-                image = read_image(path)
+                image = read()
                 found[name] = proposer(image)
             except (ValueError, OSError) as error:
                 found[name] = []
@@ -71,7 +69,9 @@ def propose_boxes(
                     yield name, f"no part of it looks like the text; how much each place does: {saved}"
             bar.update()
     if not any(found.values()):
-        raise ValueError(f"no box was proposed for {what} in {len(files)} images: try another --way, or draw --boxes")
+        raise ValueError(
+            f"no box was proposed for {what} in {len(pictures)} images: try another --way, or draw --boxes"
+        )
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)

@@ -52,16 +52,6 @@ def embedding_root() -> Path:
     return root
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All image files of a folder and its subfolders, sorted; ValueError if there is none."""
-    from sam_gym.data.images import SUFFIXES
-
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not files:
-        raise ValueError(f"{folder} and its subfolders hold no image file ({', '.join(SUFFIXES)})")
-    return files
-
-
 # ------------------------------------------------------------------------------------------------------- prompters
 
 

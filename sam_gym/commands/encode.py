@@ -13,7 +13,7 @@ import tyro
 
 from sam_gym._utils.naming import question
 from sam_gym._utils.progress import progress_bar
-from sam_gym.commands.common import MIB, embedding_root, image_files, say
+from sam_gym.commands.common import MIB, embedding_root, say
 from sam_gym.registration import CLASSES, OBJECTS, env_ids
 
 Image = tuple[str, Callable[[], Any]]
@@ -37,8 +37,8 @@ def encode(
     Images whose embedding is there already are checked and skipped, so the same command goes on after an interruption.
 
     Args:
-        images: A dataset (isbi2012, synthetic-em), an environment id, or a folder: all its PNG, JPEG, TIFF and BMP
-            files, those of its subfolders included.
+        images: A dataset (isbi2012, synthetic-em), an environment id, or a folder: all its images, those
+            of its subfolders included (docs/data.md says of which kinds).
         split: Images of one split of a dataset, or all.
         checkpoint: SAM weights: a name or a file.
         device: Where the encoder runs: auto, cpu, cuda.
@@ -102,9 +102,9 @@ def _images_of(what: str, split: str) -> list[Image]:
         raise ValueError(f"{what!r} {kind}.{question(what, known)} {known_names}")
     if split != "all":
         raise ValueError(f"a folder has no splits: leave out --split {split}, or name the subfolder")
-    from sam_gym.data import read_image
+    from sam_gym.data.formats import find_pictures
 
-    return [(str(path), partial(read_image, path)) for path in image_files(folder)]
+    return [(str(folder / name), read) for name, read in find_pictures(folder).items()]
 
 
 def _images_of_dataset(what: str, split: str) -> list[Image]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,7 @@ import tyro
 
 from sam_gym._utils.naming import question
 from sam_gym._utils.progress import progress_bar
-from sam_gym.commands.common import Precision, image_files, load_agent, say
+from sam_gym.commands.common import Precision, load_agent, say
 
 if TYPE_CHECKING:
     from sam_gym.annotate.contact_sheet import Tile
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from sam_gym.annotate.segment_folder import BoxRow, SegmentFolder
     from sam_gym.annotate.segmenting import Segmenter
     from sam_gym.sb3.saved import SavedAgent
+
+Pictures = Mapping[str, Callable[[], np.ndarray]]
+"""Images by name, and what reads each."""
 
 AUTO, NONE = "auto", "none"
 """Values of --agent that are no files."""
@@ -42,6 +45,7 @@ def segment(
     checkpoint: str = "mobile_sam",
     device: str = "auto",
     precision: Precision = "auto",
+    window: tuple[float, float] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Segment images of your own: a box around each object, or a text, goes in; a mask of each comes out.
@@ -75,7 +79,8 @@ def segment(
     command goes on from there. Embeddings are kept as by sam-gym encode.
 
     Args:
-        images: Folder of PNG, JPEG, TIFF and BMP files, those of its subfolders included.
+        images: Folder of images, those of its subfolders included: PNG, JPEG, TIFF, BMP, NPY, NPZ, NIfTI, DICOM. Slices
+            of a stack or a volume have numbers from 0 on: stack.tif/07, ct.nii.gz/041, data.npz/test/12.
         text: What to look for, in place of --boxes, such as nucleus, mitochondrion, white blood cell.
         way: How boxes are proposed: shades (bright or dark parts that look like the text), map (where CLIP finds the
             text), gscorecam (another map of that, slower), sam (SAM's masks everywhere that look like the text; half a
@@ -91,6 +96,7 @@ def segment(
         device: Where SAM and the agent run: auto, cpu, cuda.
         precision: SAM's decoder: exact (float32), fast (bfloat16), official (segment_anything's own), auto (fast where
             the hardware has bfloat16, else exact).
+        window: Of NIfTI and DICOM: centre and width of the values that become black to white; default the files' own.
         overwrite: Do everything again, whatever is there.
     """
     if not images.is_dir():
@@ -99,24 +105,26 @@ def segment(
 
     if (boxes is None) == (text is None):
         raise ValueError("give --boxes FILE, or --text WORDS to have boxes proposed: one of them")
+    pictures = _pictures(images, out, window)
     if boxes is None:
         assert text is not None, "one of them is there"
-        boxes = _proposed(images, out, text, way, clip, checkpoint, device, precision, overwrite=overwrite)
+        boxes = _proposed(pictures, out, text, way, clip, checkpoint, device, precision, overwrite=overwrite)
     cues = read_cue_boxes(boxes)
-    names = _files_of(images, out, cues)
+    _check_names(pictures, cues)
     from sam_gym.annotate.segment_folder import SegmentFolder
     from sam_gym.annotate.segmenting import Segmenter
     from sam_gym.evaluation.report import provenance
 
     segmenter = Segmenter(_agent_of(agent, checkpoint, device), checkpoint, device, precision)
     results = SegmentFolder(out)
-    results.open(segmenter.provenance(), provenance(), overwrite=overwrite)
+    shown = {} if window is None else {"window": window}
+    results.open({**segmenter.provenance(), **shown}, provenance(), overwrite=overwrite)
     waiting = [name for name in cues if not results.done(name, cues[name])]
     worked, interrupted = [], False
     with progress_bar("segment", len(cues), "image", done=len(cues) - len(waiting)) as bar:
         try:
             for name in waiting:
-                rows, labels = _segment_one(segmenter, name, images, cues[name], names)
+                rows, labels = _segment_one(segmenter, name, pictures, cues[name])
                 results.write(name, rows, labels)
                 worked.append(name)
                 for error in dict.fromkeys(row.error for row in rows if row.error):
@@ -126,12 +134,12 @@ def segment(
             interrupted = True
     results.close(list(cues))
     if not interrupted:
-        _write_sheet(results, images, cues, out / "contact_sheet.png")
+        _write_sheet(results, pictures, cues, out / "contact_sheet.png")
     _summarise(results, len(cues), len(cues) - len(waiting), worked, interrupted)
 
 
 def _proposed(
-    folder: Path, out: Path, text: str, way: str, clip: str, checkpoint: str, device: str, precision: str,
+    pictures: Pictures, out: Path, text: str, way: str, clip: str, checkpoint: str, device: str, precision: str,
     *, overwrite: bool,
 ) -> Path:  # fmt: skip
     """The file of the boxes that are proposed for a text; one that is there for the same is taken as it is."""
@@ -143,9 +151,7 @@ def _proposed(
     settings = ProposalSettings(way=way)
     backend = get_backend(checkpoint, device, precision) if way == "sam" else None
     proposer = Proposer(text, get_scorer(clip, device), backend, settings)
-    inside = out.resolve()
-    names = [path for path in image_files(folder) if inside not in path.resolve().parents]
-    for name, reason in propose_boxes(proposer, folder, names, out, f"{text} ({way}, {clip})", overwrite=overwrite):
+    for name, reason in propose_boxes(proposer, pictures, out, f"{text} ({way}, {clip})", overwrite=overwrite):
         say(f"nothing is proposed for {name}: {reason}")
     return out / "proposals.csv"
 
@@ -166,35 +172,39 @@ def _agent_of(name: str, checkpoint: str, device: str) -> SavedAgent | None:
         return None
 
 
-def _files_of(folder: Path, out: Path, cues: Mapping[str, object]) -> set[str]:
-    """The image files, by their paths below the folder; images without a box are told of."""
-    inside = out.resolve()
-    files = [path for path in image_files(folder) if inside not in path.resolve().parents]
-    names = {path.relative_to(folder).as_posix() for path in files}
-    if without := sorted(names - cues.keys()):
+def _pictures(folder: Path, out: Path, window: tuple[float, float] | None) -> Pictures:
+    """The images of a folder; those that the command itself has written are not among them."""
+    from sam_gym.data.formats import find_pictures
+
+    written = out.resolve()
+    found = find_pictures(folder, window)
+    return {name: read for name, read in found.items() if written not in (folder / name).resolve().parents}
+
+
+def _check_names(names: Collection[str], cues: Mapping[str, object]) -> None:
+    """Tell of images without a box; ValueError if two would have one label image."""
+    if without := sorted(set(names) - cues.keys()):
         say(f"{len(without)} of {len(names)} images have no box and are left out, for one {without[0]}")
     targets: dict[PurePosixPath, str] = {}
     for name in cues:
         other = targets.setdefault(PurePosixPath(name).with_suffix(""), name)
         if other != name:
             raise ValueError(f"{other} and {name} would have one label image: rename one of them")
-    return names
 
 
 def _segment_one(
-    segmenter: Segmenter, name: str, folder: Path, cues: Sequence[CueBox], names: set[str]
+    segmenter: Segmenter, name: str, pictures: Pictures, cues: Sequence[CueBox]
 ) -> tuple[list[BoxRow], np.ndarray | None]:
     """The rows of one image, and its label image unless nothing of it could be done."""
     from PIL.Image import DecompressionBombError
 
     from sam_gym.annotate.segment_folder import BoxRow
     from sam_gym.annotate.segmenting import label_image
-    from sam_gym.data import read_image
 
     try:
-        if name not in names:
-            raise ValueError(f"there is no image file {folder / name}.{question(name, sorted(names))}")
-        image = read_image(folder / name)
+        if name not in pictures:
+            raise ValueError(f"--images holds no image {name}.{question(name, sorted(pictures))}")
+        image = pictures[name]()
         height, width = image.shape[:2]
         inside = [c for c in cues if c.box[0] < width and c.box[1] < height and c.box[2] > 0 and c.box[3] > 0]
         segments = dict(zip(inside, segmenter(image, [cue.box for cue in inside]) if inside else [], strict=True))
@@ -213,31 +223,30 @@ def _segment_one(
     return rows, label_image((height, width), [cue.label for cue in segments], list(segments.values()))
 
 
-def _write_sheet(results: SegmentFolder, folder: Path, cues: Mapping[str, Sequence[CueBox]], path: Path) -> None:
+def _write_sheet(results: SegmentFolder, pictures: Pictures, cues: Mapping[str, Sequence[CueBox]], path: Path) -> None:
     from sam_gym._utils.fetching import atomic_path
     from sam_gym.annotate.contact_sheet import contact_sheet
 
     names = sorted(cues)
     chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(TILES, len(names))).round().astype(int))]
-    sheet = contact_sheet([_tile(results, folder, name, cues[name]) for name in chosen])
+    sheet = contact_sheet([_tile(results, pictures, name, cues[name]) for name in chosen])
     with atomic_path(path) as temporary:
         sheet.save(temporary, "PNG")
 
 
-def _tile(results: SegmentFolder, folder: Path, name: str, cues: Sequence[CueBox]) -> Tile:
+def _tile(results: SegmentFolder, pictures: Pictures, name: str, cues: Sequence[CueBox]) -> Tile:
     from sam_gym.annotate.contact_sheet import Tile
-    from sam_gym.data import read_image
     from sam_gym.data.images import open_pixels
 
     errors = [row.error for row in results.rows[name] if row.error]
     labels = results.label_path(name)
-    if not (labels.is_file() and (folder / name).is_file()):
+    if not (labels.is_file() and name in pictures):
         return Tile(name, errors[0] if errors else "the image is no longer there", failed=True)
     good = [row for row in results.rows[name] if not row.error]
     mean = sum(float(row.predicted_iou) for row in good) / max(1, len(good))
     what = "box" if len(good) == 1 else "boxes"
     note = f"{len(good)} {what}, predicted IoU {mean:.2f}" + (f", {len(errors)} failed" if errors else "")
-    picture, boxes = read_image(folder / name), {cue.label: cue.box for cue in cues}
+    picture, boxes = pictures[name](), {cue.label: cue.box for cue in cues}
     return Tile(name, note, picture, open_pixels(labels), boxes, failed=bool(errors))
 
 

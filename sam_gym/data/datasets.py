@@ -60,6 +60,7 @@ def load_data(
     max_area: int = MAX_AREA,
     root: str | Path | None = None,
     shares: Sequence[float] = folder.SHARES,
+    window: Sequence[float] | None = None,
 ) -> SegmentationData:
     """Load one split of one dataset; equal arguments give the same object for as long as the process lives.
 
@@ -79,6 +80,7 @@ def load_data(
         max_area: Objects of more px are left out.
         root: The folder of your own images and masks (`sam_gym.data.folder`), for name "folder" only.
         shares: Its percentages of images in the three splits, likewise.
+        window: Of its NIfTI and DICOM files: centre and width of the values that become 0..255, likewise.
 
     Returns:
         The data; `source` says what the pixels really are.
@@ -99,7 +101,7 @@ def load_data(
         if data == "synthetic":
             raise DataUnavailableError("a folder has no synthetic stand-in: use data='real'")
         with _lock:
-            return folder.load_folder(root, split, shares, min_area, max_area)
+            return folder.load_folder(root, split, shares, min_area, max_area, window)
     if root is not None or name == folder.NAME:
         raise ValueError(f"root= is the path of the images and masks of dataset 'folder'; got {name=} and {root=}")
     spec = DATASETS[name]

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
 """Of the image files that are looked for in folders."""
+
+ROUNDING = 1e-5
+"""Of floats: 1.0000001 out of an interpolation in float32 still means 1."""
 
 _CHANNELS = (1, 3, 4)
 
@@ -42,7 +45,7 @@ def to_rgb_uint8(image: npt.ArrayLike, name: str = "image") -> npt.NDArray[np.ui
     Raises:
         ValueError: Another shape or kind of value; no pixels; NaN or infinity; floats below 0, above 255 or in doubt.
     """
-    array = np.asarray(_from_pil(image))
+    array = np.asarray(pil_pixels(image))
     if array.dtype.kind not in "buif":
         raise ValueError(f"{name} must hold numbers, got dtype {array.dtype}")
     _check_shape(array.shape, name)
@@ -54,8 +57,24 @@ def to_rgb_uint8(image: npt.ArrayLike, name: str = "image") -> npt.NDArray[np.ui
     return np.ascontiguousarray(array)
 
 
+def picture(pixels: npt.NDArray[np.generic], name: str) -> npt.NDArray[np.uint8]:
+    """The pixels of a file as `to_rgb_uint8` converts them; floats that it refuses for their range are stretched.
+
+    A file cannot be asked to scale its values, so floats that lie neither in [0, 1] nor clearly in [0, 255] are
+    treated like uint16.
+
+    Raises:
+        ValueError: As `to_rgb_uint8`, but for the range of floats.
+    """
+    if pixels.dtype.kind == "f" and pixels.size and np.isfinite(pixels).all():
+        low, high = float(pixels.min()), float(pixels.max())
+        if low < -ROUNDING or high > 255 + ROUNDING or 1 + ROUNDING < high < 2:
+            pixels = stretched(pixels)
+    return to_rgb_uint8(pixels, name)
+
+
 def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
-    """Read an image file (PNG, JPEG, TIFF, BMP, ...) as `to_rgb_uint8` converts it.
+    """Read an image file (PNG, JPEG, TIFF, BMP, NumPy, a DICOM slice, ...) as `picture` converts it.
 
     A rotation noted in EXIF is not applied, so that masks drawn on the stored pixels fit.
 
@@ -69,7 +88,11 @@ def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
         FileNotFoundError: There is no such file.
         ValueError: The file is not an image, is truncated or damaged, or is a stack of several images.
     """
-    return to_rgb_uint8(open_pixels(path), str(path))
+    from sam_gym.data.formats import open_images
+
+    images = open_images(Path(path))
+    _check_single(Path(path), len(images.names))
+    return images.read(0)
 
 
 def open_pixels(path: str | Path, *, indices: bool = False) -> npt.NDArray[np.generic]:
@@ -77,26 +100,19 @@ def open_pixels(path: str | Path, *, indices: bool = False) -> npt.NDArray[np.ge
 
     With `indices` a palette is left alone: its indices may be labels.
     """
-    from PIL import Image, UnidentifiedImageError
+    from sam_gym.data.formats.pages import open_pages
 
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no image file {path}")
-    try:
-        with Image.open(path) as image:
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format == "TIFF":
-                raise ValueError(f"{path} is a stack of {frames} images: save the one you want as its own file")
-            image.load()
-            return np.asarray(image if indices and image.mode == "P" else _from_pil(image))
-    except UnidentifiedImageError as error:
-        size = path.stat().st_size
-        raise ValueError(f"{path} ({size} bytes) is not an image, or of a format that Pillow cannot read") from error
-    except (OSError, SyntaxError) as error:  # Pillow reports a broken PNG as SyntaxError
-        raise ValueError(f"{path} is truncated or damaged: {error}") from error
+    pages = open_pages(Path(path), indices=indices)
+    _check_single(Path(path), len(pages))
+    return pages[0]
 
 
-def _from_pil(image: object) -> npt.ArrayLike:
+def _check_single(path: Path, n: int) -> None:
+    if n != 1:
+        raise ValueError(f"{path} is a stack of {n} images: save the one you want as its own file")
+
+
+def pil_pixels(image: object) -> npt.ArrayLike:
     """The pixels of a PIL image, by way of a mode with plain channels; anything else is passed through."""
     from PIL import Image
 
@@ -134,9 +150,9 @@ def _to_uint8(array: npt.NDArray[np.generic], name: str) -> npt.NDArray[np.uint8
     if array.dtype.kind == "f":
         return _floats_to_uint8(array, name)
     if array.dtype.itemsize == 2 and array.dtype.kind == "u":
-        return _stretch(array)
+        return stretched(array)
     low, high = int(array.min()), int(array.max())
-    return array.astype(np.uint8) if low >= 0 and high <= 255 else _stretch(array)
+    return array.astype(np.uint8) if low >= 0 and high <= 255 else stretched(array)
 
 
 def _floats_to_uint8(array: npt.NDArray[np.generic], name: str) -> npt.NDArray[np.uint8]:
@@ -145,18 +161,18 @@ def _floats_to_uint8(array: npt.NDArray[np.generic], name: str) -> npt.NDArray[n
         count = int((~np.isfinite(floats)).sum())
         raise ValueError(f"{name} has {count} values that are NaN or infinite")
     low, high = float(floats.min()), float(floats.max())
-    rounding = 1e-5  # 1.0000001 out of an interpolation in float32 still means 1
-    if low < -rounding or high > 255 + rounding:
+    if low < -ROUNDING or high > 255 + ROUNDING:
         raise ValueError(f"{name} has float values from {low:g} to {high:g}: scale them to [0, 1] or [0, 255]")
-    if 1 + rounding < high < 2:
+    if 1 + ROUNDING < high < 2:
         raise ValueError(
             f"{name} has float values up to {high:g}, which is neither [0, 1] nor clearly [0, 255]: clip or scale them"
         )
-    scale = 255.0 if high <= 1 + rounding else 1.0
+    scale = 255.0 if high <= 1 + ROUNDING else 1.0
     return np.rint(np.clip(floats * scale, 0, 255)).astype(np.uint8)
 
 
-def _stretch(array: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+def stretched(array: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    """Linear from the 0.1th to the 99.9th percentile of all values to 0..255, clipped; a constant becomes 0."""
     values = array.astype(np.float64)
     low, high = np.percentile(values, [0.1, 99.9])
     if high <= low:  # nearly all pixels are equal: use what range there is

@@ -62,9 +62,8 @@ class PromptEngine:
         self.actions = settings.actions()
         if images is None:
             which = settings.dataset, settings.split, settings.data, settings.min_area, settings.max_area
-            images = settings.choose(
-                load_whole_class(*which) if settings.whole_class else load_data(*which, settings.root, settings.shares)
-            )
+            own = settings.root, settings.shares, settings.window
+            images = settings.choose(load_whole_class(*which) if settings.whole_class else load_data(*which, *own))
             images = with_copies(images, settings.copies) if settings.copies else images
         self.data = images
         spec = DATASETS.get(settings.dataset)

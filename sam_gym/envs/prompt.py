@@ -142,6 +142,7 @@ class SamPromptEnv(EngineEnv):
     | `min_area`, `max_area` | 200, 60000 | objects outside these areas (in px) are left out; DSB's from 50     |
     | `root`         | None          | folder of your own images and masks, for `SamPrompt-Folder-v0` only  |
     | `shares`       | (60, 20, 20)  | its percentages of images in "train", "val", "test"                  |
+    | `window`       | None          | [centre, width] of the values shown of NIfTI and DICOM; None: the files' own |
     | `returns`      | "last"        | "best_predicted": the episode ends with the mask, the first one included, whose IoU is predicted to be the highest |
     | `copies`       | 0             | altered copies beside each training image, for variety              |
     | `render_mode`  | None          | "rgb_array": image, mask, outline of the truth, clicks, IoU, step    |

@@ -54,6 +54,7 @@ class Settings(ABC):
         max_area: Largest object in px.
         root: Folder of images and masks, for dataset "folder" (`sam_gym.data.folder`).
         shares: Its percentages of images in "train", "val" and "test".
+        window: Of its NIfTI and DICOM files: centre and width of the values that are shown; None: the files' own.
         clip: The CLIP of the reward "clip" (`sam_gym.semantics.models`).
         returns: The mask that an episode ends with: "last", or "best_predicted", that of all its masks, the first one
             included, whose IoU is predicted to be the highest (`sam_gym.envs.keeping`).
@@ -78,6 +79,7 @@ class Settings(ABC):
     max_area: int = 60_000
     root: str | None = None
     shares: Sequence[float] = (60, 20, 20)
+    window: Sequence[float] | None = None
     clip: str = "clip-micro"
     returns: str = LAST
     copies: int = 0

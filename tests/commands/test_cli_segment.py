@@ -96,7 +96,7 @@ def test_failures_stop_nobody_and_are_tried_again(segment: Run, photos: Path, tm
     assert out.startswith("4 of 4 images: 1 segmented, 0 found, 3 failed; 4 masks")
     assert "cannot segment c.tif: the box 200, 5, 220, 30 lies outside the image of 80 x 60 px" in err
     assert "cannot segment deep/b.jpg: " in err
-    assert f"there is no image file {photos / 'd.tif'}. Did you mean 'c.tif'" in err
+    assert "--images holds no image d.tif. Did you mean 'c.tif'" in err
     assert [bool(row["error"]) for row in table(tmp_path / "out")] == [False] * 3 + [True, False, True, True]
     (photos / "deep/b.jpg").write_bytes(whole)
     write_boxes(tmp_path, (tmp_path / "boxes.csv").read_text().splitlines()[1:6])

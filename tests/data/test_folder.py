@@ -13,7 +13,9 @@ from PIL import Image
 
 from sam_gym.data import DATASETS, DataUnavailableError, load_data, read_image
 from sam_gym.data.dsb import read_nuclei
-from sam_gym.data.folder import SHARES, Pair, find_pairs, split_pairs
+from sam_gym.data.folder import SHARES, split_sources
+from sam_gym.data.formats.pairs import find_pairs
+from sam_gym.data.formats.source import Source
 from sam_gym.evaluation import evaluate, make_evaluation_env
 from sam_gym.prompters import box_only
 
@@ -169,10 +171,10 @@ def test_splits_are_blocks_of_the_sorted_names(filled: Callable[..., Path]) -> N
     [(10, SHARES, [6, 2, 2]), (5, SHARES, [3, 1, 1]), (4, (50, 0, 50), [2, 0, 2]), (7, (0, 0, 100), [0, 0, 7])],
 )
 def test_sizes_of_splits(count: int, shares: tuple, sizes: list[int]) -> None:
-    pairs = [Pair(str(i), Path(), (), False) for i in range(count)]
-    splits = split_pairs(pairs, shares)
+    sources = [Source(str(i), pytest.fail, pytest.fail) for i in range(count)]  # none is opened
+    splits = split_sources(sources, shares)
     assert [len(block) for block in splits.values()] == sizes
-    assert [pair for block in splits.values() for pair in block] == pairs
+    assert [source for block in splits.values() for source, _ in block] == sources
 
 
 def test_same_files_same_hash_wherever_they_are(filled: Callable[..., Path], tmp_path: Path) -> None:
@@ -253,8 +255,8 @@ def test_files_that_cannot_be_read(filled: Callable[..., Path]) -> None:
     path.write_text("no picture")
     refused(root, str(path), "is not an image")
     path.unlink()
-    path = save(path.with_suffix(".tif"), np.full((30, 40), 300, np.float32))
-    refused(root, str(path), "scale them to [0, 1]")
+    path = save(path.with_suffix(".tif"), np.full((30, 40), np.nan, np.float32))
+    refused(root, str(path), "1200 values that are NaN")
     save(path, image())  # a folder that was mended is read
     assert len(load_data("folder", "test", root=root, **ALL).image_ids) == 2
 
