@@ -252,7 +252,12 @@ def test_dicom(write: Callable[..., Path], made: Any) -> None:
         refused(root, str(folder), *parts)
 
 
-def test_packages_that_are_missing(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_are_missing(
+    write: Callable[..., Path],
+    run: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     assert issubclass(source.MissingExtraError, ImportError)
     coco, nifti, dicom = write("coco"), write("nifti"), write("dicom")
     for name in ("pycocotools", "nibabel", "pydicom"):
@@ -262,6 +267,12 @@ def test_packages_that_are_missing(write: Callable[..., Path], monkeypatch: pyte
         refused(coco, "needs pycocotools, which is not installed: pip install 'sam_gym[coco]'")
     refused(nifti, "scan-0.nii.gz: NIfTI needs nibabel, which is not installed: pip install 'sam_gym[medical]'")
     refused(dicom, "DICOM needs pydicom")
+    (tmp_path / "boxes.csv").write_text("image,x0,y0,x1,y1\nimagesTr/scan-0.nii.gz/2,4,3,20,18\n")
+    asked = ("--images", str(nifti), "--boxes", str(tmp_path / "boxes.csv"), "--out", str(tmp_path / "out"))
+    status, _, err = run("segment", *asked, "--agent", "none", "--checkpoint", "tiny_random", "--device", "cpu")
+    assert status == 1
+    assert "cannot segment imagesTr/scan-0.nii.gz/2: " in err
+    assert "NIfTI needs nibabel" in err
 
 
 def test_a_folder_of_two_sets(write: Callable[..., Path], made: Any) -> None:
