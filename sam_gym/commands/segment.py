@@ -202,9 +202,7 @@ def _segment_one(
     from sam_gym.annotate.segmenting import label_image
 
     try:
-        if name not in pictures:
-            raise ValueError(f"--images holds no image {name}.{question(name, sorted(pictures))}")
-        image = pictures[name]()
+        image = _read(pictures, name)
         height, width = image.shape[:2]
         inside = [c for c in cues if c.box[0] < width and c.box[1] < height and c.box[2] > 0 and c.box[3] > 0]
         segments = dict(zip(inside, segmenter(image, [cue.box for cue in inside]) if inside else [], strict=True))
@@ -221,6 +219,16 @@ def _segment_one(
             estimate = f"{one.predicted_iou:.4f}"
             rows.append(BoxRow.of(name, cue, area=str(one.area), predicted_iou=estimate, prompts=str(one.prompts)))
     return rows, label_image((height, width), [cue.label for cue in segments], list(segments.values()))
+
+
+def _read(pictures: Pictures, name: str) -> np.ndarray:
+    """An image; ValueError where there is none, with the reason if it is a slice of a file that cannot be read."""
+    for file in map(str, PurePosixPath(name).parents):
+        if file in pictures:
+            pictures[file]()
+    if name not in pictures:
+        raise ValueError(f"--images holds no image {name}.{question(name, sorted(pictures))}")
+    return pictures[name]()
 
 
 def _write_sheet(results: SegmentFolder, pictures: Pictures, cues: Mapping[str, Sequence[CueBox]], path: Path) -> None:

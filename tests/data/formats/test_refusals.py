@@ -15,7 +15,6 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
 
 from sam_gym.data import load_data
 from sam_gym.data.formats import pages, source, volumes
@@ -192,7 +191,7 @@ def test_nifti(write: Callable[..., Path], made: Any) -> None:
         (values / 2 + 0.25, made.affine, "float64 from 0.25", "integers from 0"),
         (values - 1, made.affine, "from -1 to", "integers from 0"),
         (values[:, 1:], made.affine, "has 56 x 39 x 4 voxels", "56 x 40 x 4", "on the grid of its image"),
-        (values, made.affine + np.eye(4)[[3, 3, 3, 2]] * [[0, 0, 0, 0]] + np.outer([0, 0, 2.5, 0], [0, 0, 0, 1]),
+        (values, made.affine + np.outer([0, 0, 2.5, 0], [0, 0, 0, 1]),
          "lies 1.0 voxels off its image", "resample it"),
     ):  # fmt: skip
         kind = np.float64 if array.dtype.kind == "f" else np.int32
@@ -252,7 +251,12 @@ def test_dicom(write: Callable[..., Path], made: Any) -> None:
         refused(root, str(folder), *parts)
 
 
-def test_packages_that_are_missing(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_are_missing(
+    write: Callable[..., Path],
+    run: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     assert issubclass(source.MissingExtraError, ImportError)
     coco, nifti, dicom = write("coco"), write("nifti"), write("dicom")
     for name in ("pycocotools", "nibabel", "pydicom"):
@@ -262,6 +266,12 @@ def test_packages_that_are_missing(write: Callable[..., Path], monkeypatch: pyte
         refused(coco, "needs pycocotools, which is not installed: pip install 'sam_gym[coco]'")
     refused(nifti, "scan-0.nii.gz: NIfTI needs nibabel, which is not installed: pip install 'sam_gym[medical]'")
     refused(dicom, "DICOM needs pydicom")
+    (tmp_path / "boxes.csv").write_text("image,x0,y0,x1,y1\nimagesTr/scan-0.nii.gz/2,4,3,20,18\n")
+    asked = ("--images", str(nifti), "--boxes", str(tmp_path / "boxes.csv"), "--out", str(tmp_path / "out"))
+    status, _, err = run("segment", *asked, "--agent", "none", "--checkpoint", "tiny_random", "--device", "cpu")
+    assert status == 1
+    assert "cannot segment imagesTr/scan-0.nii.gz/2: " in err
+    assert "NIfTI needs nibabel" in err
 
 
 def test_a_folder_of_two_sets(write: Callable[..., Path], made: Any) -> None:
@@ -274,4 +284,3 @@ def test_a_folder_of_two_sets(write: Callable[..., Path], made: Any) -> None:
     for name in ("images", "labels", "masks"):
         (root / name).rename(root / f"no-{name}")
     refused(root, "holds 2 image files", "If train is a data set of its own, name it as the root")
-    Image.fromarray(made.grey(0)).save(root / "images.png")
