@@ -28,7 +28,7 @@ def draw_picture(board: Board, env_id: str, device: str) -> None:
     if not DATASETS[gymnasium.spec(env_id).kwargs["dataset"]].may_be_shown:
         return
     there = [entry for entry in board.entries() if entry.env_id == env_id and board.read(entry) is not None]
-    shown = next((one for one in there if not one.scripted and board.model_file(one).is_file()), None) or next(
+    shown = next((one for one in there if not one.scripted and board.model_file(one).exists()), None) or next(
         (one for one in there if one.name == oracle_of(env_id)), None
     )
     if shown is None or (file.is_file() and picture_of(file) == str(shown)):

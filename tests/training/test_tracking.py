@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -40,13 +41,21 @@ def test_a_run_is_shown_and_goes_on(run: Run, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Training, "report", lambda training: None)
     assert run("train", "--resume", str(folder))[0] == 0
     state = json.loads((folder / "state.json").read_text())
-    files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime)
+    files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))  # by the time that stands in their names
     assert {file.stem for file in files} == {f"run-{state['wandb']}"}
-    first, second = (file.read_bytes() for file in files)
+    first, second = (written(file) for file in files)
     assert b"clone/kl_to_oracle" in first
     assert b"rollout/ep_rew_mean" not in first
     for name in (b"rollout/ep_rew_mean", b"train/approx_kl", b"validation/iou_gain", b"n_timesteps", b"MaskablePPO"):
         assert name in second
+
+
+def written(file: Path) -> bytes:
+    """A run's file, once the process that writes it has ended with it: that goes on for a moment after `finish`."""
+    log, deadline = file.parent / "logs" / "debug-internal.log", time.monotonic() + 30
+    while "stream: all finished" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return file.read_bytes()
 
 
 def test_without_weights_and_biases(run: Run, tmp_path: Path) -> None:
