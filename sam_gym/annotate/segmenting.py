@@ -126,7 +126,7 @@ class Segmenter:
         return segments
 
     def environment(self, n: int, image: NDArray[np.uint8], boxes: ArrayLike, **settings: Any) -> EngineVectorEnv:
-        """N episodes on an image, whose objects are `boxes` (K, 4); `settings` replace those that masks are made with."""
+        """N episodes on an image, with objects in `boxes` (K, 4); `settings` replace those that masks are made with."""
         data = UnlabelledData("images", ["image"], [image], [boxes])
         return self._env_class(n, autoreset_mode="Disabled", images=data, **{**self.settings, **settings})
 
@@ -140,7 +140,9 @@ def _run(prompter: Prompter, env: EngineVectorEnv, start: int, boxes: Sequence[S
         running = running[~env.episodes.terminated[running]]
     best = env.engine.best
     estimates = observations["state"][:, STATE.index("predicted_iou")] if best is None else best.predicted
-    return [segment_of(env.mask(row), float(estimates[row]), int(env.episodes.prompts[row])) for row in range(len(boxes))]
+    return [
+        segment_of(env.mask(row), float(estimates[row]), int(env.episodes.prompts[row])) for row in range(len(boxes))
+    ]
 
 
 def segment_of(mask: NDArray[np.bool_], estimate: float, prompts: int) -> Segment:

@@ -19,7 +19,22 @@ from numpy.typing import NDArray
 
 from sam_gym._utils.boxes import clip_box, tight_box
 from sam_gym.annotate.history import (
-    ACCEPT, AGENT, BEGIN, BOX, CLICK, KIND, PERSON, REDO, REMOVE, SELECT, UNDO, Click, Event, History, Object, clicks_of,
+    ACCEPT,
+    AGENT,
+    BEGIN,
+    BOX,
+    CLICK,
+    KIND,
+    PERSON,
+    REDO,
+    REMOVE,
+    SELECT,
+    UNDO,
+    Click,
+    Event,
+    History,
+    Object,
+    clicks_of,
 )  # fmt: skip
 from sam_gym.annotate.segmenting import Segment, Segmenter, label_image, segment_of
 from sam_gym.envs.base import EngineVectorEnv
@@ -288,7 +303,9 @@ class Session:
         box = tight_box(masks[parts[0]]) if parts else None
         if box is None:
             half = ALONE / 2 * max(self.size)
-            return clip_box(np.array([click.x - half, click.y - half, click.x + half, click.y + half]), self.size).tolist()
+            return clip_box(
+                np.array([click.x - half, click.y - half, click.x + half, click.y + half]), self.size
+            ).tolist()
         off = MARGIN * np.array([box[0] - box[2], box[1] - box[3], box[2] - box[0], box[3] - box[1]])
         return clip_box(box + off, self.size).tolist()
 

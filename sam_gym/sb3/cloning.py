@@ -270,7 +270,9 @@ def joined(parts: list[Samples]) -> Samples:
     return Samples(**{name: np.concatenate(column) for name, column in columns.items()})
 
 
-def discounted(rewards: NDArray, ended: NDArray[np.bool_], gamma: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def discounted(
+    rewards: NDArray, ended: NDArray[np.bool_], gamma: float
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Discounted returns (steps, n), and whether the episode ended within the round, so that the return is whole."""
     returns, complete = np.zeros(rewards.shape, np.float32), np.zeros(rewards.shape, np.bool_)
     running, whole = np.zeros(rewards.shape[1]), np.zeros(rewards.shape[1], np.bool_)

@@ -124,7 +124,7 @@ def test_what_cannot_be(session: Session, sections: Any) -> None:
 
 def _box_agent() -> Any:
     class BoxAgent:
-        settings: dict[str, Any] = {"action_mode": "continuous"}  # noqa: RUF012
+        settings: dict[str, Any] = {"action_mode": "continuous"}
 
     return BoxAgent()
 
