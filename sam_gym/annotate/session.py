@@ -1,9 +1,9 @@
 """`Session`: one image, a person and an agent, who make masks of its objects together. No web, no files.
 
-An object begins with a box or a click. SAM makes a mask of it; the agent proposes clicks; the person clicks wherever the
+An object begins with a box or a click. SAM makes a mask of it; the agent proposes clicks; the person clicks where the
 mask is wrong, moves the box, undoes, accepts. Each object is an episode of the environments, to the same step function:
-its mask follows from its box and its clicks alone, so that these are all that is kept (`sam_gym.annotate.history`), and
-a session that was stored gives the same masks again.
+its mask follows from its box and its clicks alone. So these are all that is kept (`sam_gym.annotate.history`), and a
+session that was stored gives the same masks again.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ class Session:
         return Click(float(x), float(y), int(label), PERSON)
 
     def _box_at(self, click: Click) -> list[float]:
-        """The box of what SAM takes a click for: of its masks of parts of the image, the one that it trusts the most."""
+        """The box of what SAM takes a click for: of its masks of a part of the image, the most trusted one."""
         backend = self._segmenter.backend
         prompts = PromptBatch.from_lists(points=[[[click.x - 0.5, click.y - 0.5]]], labels=[[1]])
         made = backend.decode(backend.encode([self.image]), prompts, multimask=True, full=True)
@@ -381,8 +381,8 @@ def check_clicks(segmenter: Segmenter) -> None:
     mode = segmenter.settings.get("action_mode", "grid")
     if mode not in ("grid", "point"):
         raise ValueError(
-            f"this agent acts in action mode {mode!r}: a session needs one that clicks ('grid' or 'point'), such as the "
-            "agent of the package"
+            f"this agent acts in action mode {mode!r}: a session needs one that clicks ('grid' or 'point'), such as "
+            "the agent of the package"
         )
 
 

@@ -43,7 +43,8 @@ def read_demonstrations(
         ValueError: A file is no session, or its image has changed; or no object was accepted anywhere.
     """
     sam = {name: settings[name] for name in SAM_SETTINGS if name in settings}
-    segmenter, parts = Segmenter(**sam), []
+    segmenter = Segmenter(**sam)
+    parts: list[Samples] = []
     for file in sorted(files):
         stored = json.loads(file.read_text(encoding="utf-8"))
         session = Session.load(stored, read_image(images / stored["image"]), segmenter)

@@ -27,7 +27,7 @@ def session(segmenter: Segmenter, sections: Any) -> Session:
 
 
 def test_it_is_an_episode(segmenter: Segmenter, sections: Any, agent_file: Any) -> None:
-    """The agent's clicks, and a person's in cells, lead to the very masks of an environment that says them as actions."""
+    """The agent's clicks, and a person's in cells, lead to the masks of an environment that takes them as actions."""
     agent = SavedAgent.load(agent_file, "cpu")
     env = SamPromptVectorEnv(
         1, dataset="synthetic-em", split="val", autoreset_mode="Disabled", attention="foveated", **SAM, **agent.settings
