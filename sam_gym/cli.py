@@ -17,6 +17,7 @@ from sam_gym.commands.common import say
 from sam_gym.commands.encode import encode
 from sam_gym.commands.evaluate import evaluate
 from sam_gym.commands.listing import fetch, list_environments
+from sam_gym.commands.play import play
 from sam_gym.commands.render import render
 from sam_gym.commands.segment import segment
 from sam_gym.commands.train import train
@@ -32,6 +33,7 @@ DESCRIPTION = """Environments in which a frozen SAM is the world; and masks for 
     sam-gym leaderboard table                        the standings; also run, check, add
     sam-gym segment --images DIR --boxes FILE --out DIR
                                                      segment images of your own
+    sam-gym play --images DIR                        the same in a browser, by hand; also play, watch
     sam-gym cache info                               the embeddings that are kept: info, verify, prune
 
 Data are looked for in $SAM_GYM_DATA, then in the cache: $SAM_GYM_CACHE, else the user's cache folder. Embeddings are
@@ -46,6 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "render": render,
     "train": train,
     "segment": segment,
+    "play": play,
 }
 
 GROUPS = {

@@ -108,7 +108,7 @@ def segment(
     from sam_gym.annotate.segmenting import Segmenter
     from sam_gym.evaluation.report import provenance
 
-    segmenter = Segmenter(_agent_of(agent, checkpoint, device), checkpoint, device, precision)
+    segmenter = Segmenter(agent_of(agent, checkpoint, device), checkpoint, device, precision)
     results = SegmentFolder(out)
     results.open(segmenter.provenance(), provenance(), overwrite=overwrite)
     waiting = [name for name in cues if not results.done(name, cues[name])]
@@ -150,7 +150,7 @@ def _proposed(
     return out / "proposals.csv"
 
 
-def _agent_of(name: str, checkpoint: str, device: str) -> SavedAgent | None:
+def agent_of(name: str, checkpoint: str, device: str) -> SavedAgent | None:
     """The agent of the option --agent."""
     if name == NONE:
         return None
