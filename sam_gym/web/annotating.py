@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Header, Response
 from pydantic import BaseModel, Field
@@ -28,6 +29,7 @@ OPEN = 16
 Coordinate = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
 Browser = Annotated[str, Header(alias="X-Sam-Gym-Browser", min_length=8, max_length=64)]
 Person = Annotated[str, Header(alias="X-Sam-Gym-Person", max_length=64)]
+"""Percent-encoded, since headers are no Unicode."""
 
 
 class Which(BaseModel):
@@ -86,7 +88,7 @@ def router(settings: WebSettings, queue: ModelQueue) -> APIRouter:
         return folder.overview(browser)
 
     @routes.get("/pixels")
-    async def _pixels(image: str, low: float = 0.0, high: float = 100.0) -> Response:
+    async def _pixels(image: str, low: float = 0.1, high: float = 99.9) -> Response:
         if not 0 <= low < high <= 100:
             raise ValueError(f"contrast goes from 0 <= low < high <= 100 percent, got {low:g} and {high:g}")
         return picture(stretched(open_pixels(folder.path(image)), low, high))
@@ -94,7 +96,7 @@ def router(settings: WebSettings, queue: ModelQueue) -> APIRouter:
     @routes.post("/open")
     async def _open(which: Which, browser: Browser, person: Person = "") -> dict[str, Any]:
         path = folder.path(which.image)
-        folder.claim(which.image, browser, person)
+        folder.claim(which.image, browser, unquote(person))
         there = sessions.get(which.image)
         if there is None or there.browser != browser:
 
@@ -117,14 +119,14 @@ def router(settings: WebSettings, queue: ModelQueue) -> APIRouter:
             raise LookupError(f"{act.image} is not open: open it first")
         if act.act not in ACTS:
             raise ValueError(f"there is no act {act.act!r}; there are {', '.join(ACTS)}")
-        folder.claim(act.image, browser, person)
+        folder.claim(act.image, browser, unquote(person))
 
         def work() -> dict[str, Any]:
             session = there.session
             before = {one for one in session.objects if one.accepted}
             ACTS[act.act](session, act)
             after = {one for one in session.objects if one.accepted}
-            folder.save(session, browser, person, masks=before != after)
+            folder.save(session, browser, unquote(person), masks=before != after)
             return _shown(session, masks=False)
 
         return await queue.run("decode", work)

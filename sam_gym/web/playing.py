@@ -15,7 +15,7 @@ from sam_gym.envs.episode import GridActions
 from sam_gym.envs.prefer import Choices, PreferEngine
 from sam_gym.web.model_queue import ModelQueue
 from sam_gym.web.rooms import Kept, Rooms, drawn_seed, play_through
-from sam_gym.web.wire import mask_of, number, numbers, picture
+from sam_gym.web.wire import mask_of, number, numbers, picture, stretched
 
 OTHERS = ("agent", "box only", "given mask", "no prompt", "own estimate", "iterative box")
 """Whose results are shown beside the person's, where they are there; the oracle always is."""
@@ -100,7 +100,7 @@ def router(rooms: Rooms, queue: ModelQueue) -> APIRouter:
     @routes.get("/pixels")
     async def _pixels(game: str) -> Response:
         env = games.get(game).env
-        return picture(env.data.image(int(env.episodes.image[0])))
+        return picture(stretched(env.data.image(int(env.episodes.image[0]))))
 
     return routes
 

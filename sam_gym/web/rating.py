@@ -14,7 +14,7 @@ from sam_gym.sam.choices import Comparison, append_choice
 from sam_gym.web.model_queue import ModelQueue
 from sam_gym.web.playing import Game, Pose, shown
 from sam_gym.web.rooms import Kept, Rooms, drawn_seed
-from sam_gym.web.wire import picture
+from sam_gym.web.wire import picture, stretched
 
 TASK = "SamPrefer"
 
@@ -71,7 +71,7 @@ def router(rooms: Rooms, queue: ModelQueue, file: Path) -> APIRouter:
     @routes.get("/pixels")
     async def _pixels(rating: str) -> Any:
         env = ratings.get(rating).env
-        return picture(env.data.image(int(env.episodes.image[0])))
+        return picture(stretched(env.data.image(int(env.episodes.image[0]))))
 
     return routes
 

@@ -17,7 +17,7 @@ from sam_gym.prompters import Prompter
 from sam_gym.web.model_queue import ModelQueue
 from sam_gym.web.playing import Game, shown
 from sam_gym.web.rooms import Kept, Rooms, drawn_seed, play_through
-from sam_gym.web.wire import mask_of, number, picture
+from sam_gym.web.wire import mask_of, number, picture, stretched
 
 
 class Film(BaseModel):
@@ -50,7 +50,7 @@ def router(rooms: Rooms, queue: ModelQueue) -> APIRouter:
 
     @routes.get("/pixels")
     async def _pixels(film: str) -> Response:
-        return picture(films.get(film))
+        return picture(stretched(films.get(film)))
 
     return routes
 

@@ -35,7 +35,7 @@ def picture(image: NDArray[np.uint8]) -> Response:
     return Response(buffer.getvalue(), media_type="image/png")
 
 
-def stretched(pixels: NDArray[np.generic], low: float, high: float) -> NDArray[np.uint8]:
+def stretched(pixels: NDArray[np.generic], low: float = 0.1, high: float = 99.9) -> NDArray[np.uint8]:
     """An image of any depth to look at: from the `low`th to the `high`th percentile of its values becomes 0..255.
 
     For eyes only: SAM is given what `sam_gym.data.to_rgb_uint8` makes of it.
