@@ -52,11 +52,11 @@ def guard(app: FastAPI, host: str, token: str | None) -> None:
 
 def _refusal(request: Request, host: str, token: str | None) -> tuple[int, str] | None:
     headers = request.headers
-    asked = urlsplit(f"//{headers.get('host', '')}").hostname
+    asked = _part(f"//{headers.get('host', '')}", "hostname")
     if host not in ANY and asked not in (host, *LOOPBACK):
         return 421, f"this server is asked for by the name {asked}, which is not its own"
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+    if origin is not None and _part(origin, "netloc") != headers.get("host"):
         return 403, f"a page of {origin} asks; only the server's own page may"
     if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
         return 403, "a page of another site asks; only the server's own page may"
@@ -70,3 +70,11 @@ def _refusal(request: Request, host: str, token: str | None) -> tuple[int, str] 
         if not hmac.compare_digest(headers.get(TOKEN_HEADER, "").encode(), token.encode()):
             return 401, "the token is missing or wrong: open the address that sam-gym play printed"
     return None
+
+
+def _part(address: str, name: str) -> str | None:
+    """A part of an address; None where it is none."""
+    try:
+        return getattr(urlsplit(address), name)
+    except ValueError:
+        return None

@@ -24,17 +24,15 @@ def serve(app: FastAPI, host: str, port: int, token: str | None, say: Callable[[
         ValueError: The address is taken or not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        raise ValueError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from error
-    shown = f"[{host}]" if ":" in host else host
-    secret = f"#token={quote(token)}" if token else ""
-    say(f"open http://{shown}:{listener.getsockname()[1]}/{secret} in a browser; Ctrl-C ends it")
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3))
-    try:
-        server.run(sockets=[listener])
-    finally:
-        listener.close()
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ValueError(f"cannot listen on {host}, port {port}: {reason}; choose another --port") from error
+        shown = f"[{host}]" if ":" in host else host
+        secret = f"#token={quote(token)}" if token else ""
+        say(f"open http://{shown}:{listener.getsockname()[1]}/{secret} in a browser; Ctrl-C ends it")
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+        uvicorn.Server(config).run(sockets=[listener])

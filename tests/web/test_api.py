@@ -179,11 +179,17 @@ def test_others_are_refused(serve: Callable[..., TestClient]) -> None:
     client = serve()
     where = {"params": {"image": "0.png"}}
     assert client.get("/api/annotate/pixels", **where).status_code == 200
-    for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "null"},
+        {"Origin": "http://["},
+    ):
         assert client.get("/api/annotate/pixels", headers=headers, **where).status_code == 403
         answer = client.post("/api/annotate/open", json={"image": "0.png"}, headers=headers)
         assert answer.status_code == 403
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 421  # DNS rebinding
+    assert client.get("/", headers={"Host": "["}).status_code == 421
     assert client.get("/", headers={"Origin": HERE}).status_code == 200
     page = client.get("/")
     assert "default-src 'none'" in page.headers["content-security-policy"]
