@@ -21,6 +21,7 @@ from sam_gym.commands.encode import encode
 from sam_gym.commands.evaluate import evaluate
 from sam_gym.commands.export import export
 from sam_gym.commands.listing import fetch, list_environments
+from sam_gym.commands.play import play
 from sam_gym.commands.push import push
 from sam_gym.commands.render import render
 from sam_gym.commands.segment import segment
@@ -37,6 +38,7 @@ DESCRIPTION = """Environments in which a frozen SAM is the world; and masks for 
     sam-gym leaderboard table                        the standings; also run, check, add
     sam-gym segment --images DIR --boxes FILE --out DIR
                                                      segment images of your own
+    sam-gym play --images DIR                        the same in a browser, by hand; also play, watch
     sam-gym push runs/NAME/model.zip OWNER/NAME      share an agent on the Hugging Face Hub
     sam-gym export SamPrompt-ISBI-v0 --dataset NAME-v0
                                                      episodes as a Minari dataset
@@ -54,6 +56,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "render": render,
     "train": train,
     "segment": segment,
+    "play": play,
     "push": push,
     "export": export,
 }

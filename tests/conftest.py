@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -323,3 +324,47 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | None]:
         return None
 
     return run
+
+
+TINY_SAM = {"checkpoint": "tiny_random", "device": "cpu", "precision": "exact"}
+
+
+@pytest.fixture(scope="session")
+def agent_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained agent that clicks and judges masks, for a SAM of random weights."""
+    from sb3_contrib import MaskablePPO
+
+    from sam_gym.sb3 import LightPolicy, SamVecEnv, save_agent
+
+    env: Any = gymnasium.make_vec(
+        "SamPrompt-Synthetic-v0", num_envs=2, split="val", autoreset_mode="SameStep", **TINY_SAM
+    )
+    policy = {"judge": True}
+    model = MaskablePPO(LightPolicy, SamVecEnv(env), n_steps=2, batch_size=4, seed=3, policy_kwargs=policy)
+    file = tmp_path_factory.mktemp("agent") / "model.zip"
+    save_agent(model, file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def segmenter(agent_file: Path) -> Any:
+    """That SAM with that agent, as sessions take it."""
+    from sam_gym.annotate import Segmenter
+    from sam_gym.sb3.saved import SavedAgent
+
+    return Segmenter(SavedAgent.load(agent_file, "cpu"), **TINY_SAM)
+
+
+@pytest.fixture(scope="session")
+def sections() -> Any:
+    """Eight generated sections, and their objects."""
+    from sam_gym.data import load_data
+
+    return load_data("synthetic-em", "val")
+
+
+@pytest.fixture(scope="session")
+def browser(lacking: Callable[[str], NoReturn]) -> str:
+    """The path of Chromium."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return found or lacking("needs Chromium on the path: apt install chromium")

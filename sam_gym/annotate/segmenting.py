@@ -71,6 +71,11 @@ class Segmenter:
         device: As for environments.
         precision: As for environments.
 
+    Attributes:
+        settings: Of its environments.
+        prompter: What acts in them.
+        backend: The frozen SAM.
+
     Raises:
         ValueError: The agent was trained for no task that begins with a box, or does not fit this SAM.
         CheckpointError: The checkpoint cannot be had or read.
@@ -82,23 +87,23 @@ class Segmenter:
     ) -> None:  # fmt: skip
         self._agent = agent
         self._env_class: type[EngineVectorEnv] = SamPromptVectorEnv
-        self._settings: dict[str, Any] = {"checkpoint": checkpoint, "device": device, "precision": precision}
+        self.settings: dict[str, Any] = {"checkpoint": checkpoint, "device": device, "precision": precision}
         if agent is not None:
             self._env_class = agent.env_class
-            self._settings |= agent.settings
-        self._backend: SamBackend = get_backend(checkpoint, device, precision)
-        nothing = self._environment(1, np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4)))
-        self._prompter: Prompter = box_only if agent is None else agent.prompter(nothing)
-        if getattr(self._prompter, "judge", None) is not None:
-            self._settings["returns"] = BEST_PREDICTED
+            self.settings |= agent.settings
+        self.backend: SamBackend = get_backend(checkpoint, device, precision)
+        nothing = self.environment(1, np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4)))
+        self.prompter: Prompter = box_only if agent is None else agent.prompter(nothing)
+        if getattr(self.prompter, "judge", None) is not None:
+            self.settings["returns"] = BEST_PREDICTED
 
     def provenance(self) -> dict[str, Any]:
         """What masks depend on besides image and box, JSON-able."""
-        settings = self._env_class.settings_class.parse(self._settings)
+        settings = self._env_class.settings_class.parse(self.settings)
         return {
             "agent": None if self._agent is None else self._agent.identity,
-            "checkpoint": checkpoint_id(self._settings["checkpoint"]),
-            "precision": self._backend.precision,
+            "checkpoint": checkpoint_id(self.settings["checkpoint"]),
+            "precision": self.backend.precision,
             **{name: getattr(settings, name) for name in ("action_mode", "grid", "max_prompts", "view_scale")},
             **({} if settings.returns == LAST else {"returns": settings.returns}),
         }
@@ -113,16 +118,17 @@ class Segmenter:
         Raises:
             ValueError: A box lies outside the image, or is none.
         """
-        env = self._environment(min(BATCH, len(boxes)), image, boxes)
-        judge_by(env.engine, self._prompter)
+        env = self.environment(min(BATCH, len(boxes)), image, boxes)
+        judge_by(env.engine, self.prompter)
         segments: list[Segment] = []
         for start in range(0, len(boxes), BATCH):
-            segments += _run(self._prompter, env, start, boxes[start : start + BATCH])
+            segments += _run(self.prompter, env, start, boxes[start : start + BATCH])
         return segments
 
-    def _environment(self, n: int, image: NDArray[np.uint8], boxes: ArrayLike) -> EngineVectorEnv:
+    def environment(self, n: int, image: NDArray[np.uint8], boxes: ArrayLike, **settings: Any) -> EngineVectorEnv:
+        """N episodes on an image, with objects in `boxes` (K, 4); `settings` replace those that masks are made with."""
         data = UnlabelledData("images", ["image"], [image], [boxes])
-        return self._env_class(n, autoreset_mode="Disabled", images=data, **self._settings)
+        return self._env_class(n, autoreset_mode="Disabled", images=data, **{**self.settings, **settings})
 
 
 def _run(prompter: Prompter, env: EngineVectorEnv, start: int, boxes: Sequence[Sequence[float]]) -> list[Segment]:
@@ -134,14 +140,16 @@ def _run(prompter: Prompter, env: EngineVectorEnv, start: int, boxes: Sequence[S
         running = running[~env.episodes.terminated[running]]
     best = env.engine.best
     estimates = observations["state"][:, STATE.index("predicted_iou")] if best is None else best.predicted
-    return [_segment(env, row, float(estimates[row])) for row in range(len(boxes))]
+    return [
+        segment_of(env.mask(row), float(estimates[row]), int(env.episodes.prompts[row])) for row in range(len(boxes))
+    ]
 
 
-def _segment(env: EngineVectorEnv, row: int, estimate: float) -> Segment:
-    mask = env.mask(row)
+def segment_of(mask: NDArray[np.bool_], estimate: float, prompts: int) -> Segment:
+    """A mask (H, W) cut to its rectangle."""
     rectangle = tight_box(mask)
     x0, y0, x1, y1 = (0, 0, 0, 0) if rectangle is None else (int(v) for v in rectangle)
-    return Segment(x0, y0, mask[y0:y1, x0:x1].copy(), estimate, int(env.episodes.prompts[row]))
+    return Segment(x0, y0, mask[y0:y1, x0:x1].copy(), estimate, prompts)
 
 
 def label_image(size: tuple[int, int], labels: Sequence[int], segments: Sequence[Segment]) -> NDArray[np.uint16]:

@@ -115,7 +115,7 @@ def segment(
     from sam_gym.annotate.segmenting import Segmenter
     from sam_gym.evaluation.report import provenance
 
-    segmenter = Segmenter(_agent_of(agent, checkpoint, device), checkpoint, device, precision)
+    segmenter = Segmenter(agent_of(agent, checkpoint, device), checkpoint, device, precision)
     results = SegmentFolder(out)
     shown = {} if window is None else {"window": window}
     results.open({**segmenter.provenance(), **shown}, provenance(), overwrite=overwrite)
@@ -156,7 +156,7 @@ def _proposed(
     return out / "proposals.csv"
 
 
-def _agent_of(name: str, checkpoint: str, device: str) -> SavedAgent | None:
+def agent_of(name: str, checkpoint: str, device: str) -> SavedAgent | None:
     """The agent of the option --agent."""
     if name == NONE:
         return None

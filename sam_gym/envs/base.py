@@ -220,6 +220,20 @@ class EngineVectorEnv(EpisodeInterface, VectorEnv):
         rewards, _ = self.engine.step(rows, actions, dict)
         return self.engine.observations(), rewards
 
+    def click_row(self, row: int, xy: Sequence[float] | NDArray, label: int) -> dict[str, NDArray]:
+        """A click of a person in one row, anywhere in the image; it counts as a prompt.
+
+        Args:
+            row: The row.
+            xy: x and y in pixels of the image; a place outside of it moves to its border.
+            label: 1 foreground, 0 background.
+
+        Returns:
+            The observations of all rows.
+        """
+        self.engine.click(row, np.asarray(xy, np.float64), label)
+        return self.engine.observations()
+
     def action_masks(self) -> NDArray[np.bool_]:
         """(N, actions) bool: False where an action would be pointless; discrete action modes only."""
         return self.engine.action_masks()

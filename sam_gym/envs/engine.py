@@ -22,7 +22,7 @@ from sam_gym.data.copies import with_copies
 from sam_gym.envs.agreement import Agreement, Scene, embed_text
 from sam_gym.envs.attention import ATTENTIONS
 from sam_gym.envs.decoded import Decoded
-from sam_gym.envs.episode import Episodes, view_of
+from sam_gym.envs.episode import Cells, Episodes, view_of
 from sam_gym.envs.keeping import BEST_PREDICTED, BestMasks
 from sam_gym.envs.labelling import LABELER, Labeler, LabelledCells, LabelScene
 from sam_gym.envs.observers import OBSERVERS, Observer, Rows
@@ -132,6 +132,20 @@ class PromptEngine:
         self.actions.apply(self.episodes, rows, np.asarray(actions))
         self.episodes.steps[rows] += 1
         return self._decode_all(rows, fresh())
+
+    def click(self, row: int, xy: NDArray[np.float64], label: int) -> None:
+        """A click anywhere in the image, which no action need be able to say; for people beside agents.
+
+        Args:
+            row: The episode.
+            xy: (2,) x and y in pixels of the image.
+            label: 1 foreground, 0 background.
+        """
+        self.episodes.click(row, xy, label)
+        if isinstance(self.actions, Cells) and (cell := self.actions.cell_at(self.episodes, row, xy)) is not None:
+            self.episodes.used[row, cell] = True
+        self.episodes.steps[row] += 1
+        self._decode_all(np.array([row]), {})
 
     def _decode_all(
         self, acted: Rows, fresh: Mapping[int, Pose]

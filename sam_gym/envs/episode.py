@@ -113,6 +113,15 @@ class Episodes:
         self.box[row] = clip_box(box, (height, width))
         self.prompts[row] += 1
 
+    def click(self, row: int, xy: NDArray, label: int) -> None:
+        """A click, foreground (1) or background (0), counted as a prompt; one outside the image moves to its border."""
+        slot = self.prompts[row]
+        height, width = self.image_size[row]
+        # SAM counts a pixel's centre as its integer coordinate; a click never leaves the image
+        self.points[row, slot] = np.clip(xy - 0.5, 0, (width - 1, height - 1))
+        self.labels[row, slot] = label
+        self.prompts[row] += 1
+
     def give(self, row: int, clicks: Floats) -> None:
         """Begin with clicks (k, 3) x, y, label, k <= K; they are no prompts of the agent."""
         self.given_points[row, : len(clicks)] = clicks[:, :2]
@@ -176,8 +185,14 @@ class Cells:
 
     def click(self, episodes: Episodes, row: int, cell: int, label: int) -> None:
         """A click at the centre of a cell, in an episode."""
-        _click(episodes, row, in_view(episodes.view[row], self.centres[cell : cell + 1])[0], label)
+        episodes.click(row, in_view(episodes.view[row], self.centres[cell : cell + 1])[0], label)
         episodes.used[row, cell] = True
+
+    def cell_at(self, episodes: Episodes, row: int, xy: NDArray) -> int | None:
+        """The cell that a place (x, y) of the image lies in; None outside of the view."""
+        column, line = np.floor((xy - episodes.view[row, :2]) / episodes.view[row, 2] * self.grid).astype(int)
+        inside = 0 <= column < self.grid and 0 <= line < self.grid
+        return int(line * self.grid + column) if inside else None
 
     def inside(self, episodes: Episodes) -> NDArray[np.bool_]:
         """(N, G*G) bool: cells whose centre lies in the image."""
@@ -229,7 +244,7 @@ class PointActions:
             if action[3] > 0.5:
                 episodes.stopped[row] = True
             else:
-                _click(episodes, row, in_view(episodes.view[row], (action[None, :2] + 1) / 2)[0], int(action[2] >= 0))
+                episodes.click(row, in_view(episodes.view[row], (action[None, :2] + 1) / 2)[0], int(action[2] >= 0))
 
 
 class BoxActions:
@@ -265,12 +280,3 @@ def checked_actions(actions: NDArray, width: int) -> Floats:
     if values.shape[1:] != (width,) or not (np.abs(values) <= 1).all():  # NaN fails the comparison too
         raise ValueError(f"an action is {width} numbers in [-1, 1], got {actions.tolist()}")
     return values
-
-
-def _click(episodes: Episodes, row: int, xy: Floats, label: int) -> None:
-    slot = episodes.prompts[row]
-    height, width = episodes.image_size[row]
-    # SAM counts a pixel's centre as its integer coordinate; a click never leaves the image
-    episodes.points[row, slot] = np.clip(xy - 0.5, 0, (width - 1, height - 1))
-    episodes.labels[row, slot] = label
-    episodes.prompts[row] += 1

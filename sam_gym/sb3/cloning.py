@@ -86,6 +86,7 @@ class Cloner:
         seed: Of choices between oracle and policy, and of batches.
         gamma: Discount of the returns that the value head learns.
         reward_scale: As the later PPO has it.
+        demonstrations: States that people labelled (`sam_gym.sb3.demonstrations`), beside those of the oracle.
 
     Raises:
         ValueError: The environment is not as it has to be.
@@ -105,6 +106,7 @@ class Cloner:
         seed: int,
         gamma: float,
         reward_scale: float,
+        demonstrations: Samples | None = None,
     ) -> None:
         check_env(env)
         self.policy, self.env, self.settings, self.folder = policy, env, settings, folder
@@ -116,7 +118,7 @@ class Cloner:
         self.rounds = 0
         text = env.text_embedding  # one for all episodes
         self._text = None if text is None else self._tensor(text)
-        self._data: list[Samples] = []
+        self._data: list[Samples] = [] if demonstrations is None else [demonstrations]
         self._observations: dict[str, NDArray] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self._resume()
@@ -171,7 +173,7 @@ class Cloner:
                 episode[i] = len(embeddings)
                 embeddings.append(observations["embedding"][i].astype(np.float16))
         self._observations = observations
-        returns, complete = _returns(np.stack(rewards), np.stack(ended), self.gamma)
+        returns, complete = discounted(np.stack(rewards), np.stack(ended), self.gamma)
         maps, state, allowed, target, episodes = (np.concatenate(column) for column in zip(*rows, strict=True))
         return Samples(
             maps, state, allowed, target.astype(np.float16), returns.ravel(), complete.ravel(), episodes,
@@ -201,7 +203,7 @@ class Cloner:
         return {self.teacher.measure: float(distance), "value_loss": float(value), "learning_rate": rate}
 
     def _batches(self, rng: np.random.Generator) -> Iterator[dict]:
-        arrays = {name: self._tensor(array) for name, array in vars(_joined(self._data)).items()}
+        arrays = {name: self._tensor(array) for name, array in vars(joined(self._data)).items()}
         episode, embedding = arrays.pop("episode"), arrays.pop("embedding")
         for _ in range(self.settings.gradient_steps):
             picked = self._tensor(rng.integers(len(episode), size=self.settings.batch_size))
@@ -260,15 +262,17 @@ def check_env(env: EngineVectorEnv) -> None:
         )
 
 
-def _joined(parts: list[Samples]) -> Samples:
-    """All rounds as one: a batch is then one look-up in each array."""
+def joined(parts: list[Samples]) -> Samples:
+    """Several as one: a batch is then one look-up in each array."""
     starts = np.cumsum([0, *(len(part.embedding) for part in parts)])
     columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
     columns["episode"] = [part.episode + start for part, start in zip(parts, starts, strict=False)]
     return Samples(**{name: np.concatenate(column) for name, column in columns.items()})
 
 
-def _returns(rewards: NDArray, ended: NDArray[np.bool_], gamma: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def discounted(
+    rewards: NDArray, ended: NDArray[np.bool_], gamma: float
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Discounted returns (steps, n), and whether the episode ended within the round, so that the return is whole."""
     returns, complete = np.zeros(rewards.shape, np.float32), np.zeros(rewards.shape, np.bool_)
     running, whole = np.zeros(rewards.shape[1]), np.zeros(rewards.shape[1], np.bool_)

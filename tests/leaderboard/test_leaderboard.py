@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import gymnasium
 import pytest
@@ -353,12 +353,6 @@ def test_a_board_of_ones_own_is_begun(commands: ModuleType, tmp_path: Path, monk
     (tmp_path / "other" / "letter.txt").write_text("dear")
     with pytest.raises(BoardError, match="no board and not empty"):
         commands.run(board=tmp_path / "other")
-
-
-@pytest.fixture(scope="module")
-def browser(lacking: Callable[[str], NoReturn]) -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    return found or lacking("needs Chromium on the path: apt install chromium")
 
 
 PROBE = """<script>

@@ -14,7 +14,7 @@ from sb3_contrib import MaskablePPO
 from sam_gym.envs.foresight import Foresight
 from sam_gym.sb3 import Cloner, CloneSettings, SamVecEnv, SpatialPolicy
 from sam_gym.sb3 import cloning as cloning_module
-from sam_gym.sb3.cloning import Samples, _returns
+from sam_gym.sb3.cloning import Samples, discounted
 from sam_gym.sb3.teachers import ClickTeacher, click_target
 
 G = 16
@@ -93,14 +93,14 @@ def test_targets_are_distributions_and_scores_are_left_alone() -> None:
 def test_returns_by_hand() -> None:
     rewards = np.array([[1.0, 0.0], [2.0, 1.0], [4.0, 8.0]])
     ended = np.array([[False, False], [True, False], [False, False]])
-    returns, complete = _returns(rewards, ended, gamma=0.5)
+    returns, complete = discounted(rewards, ended, gamma=0.5)
     np.testing.assert_allclose(returns, [[1 + 0.5 * 2, 0 + 0.5 * (1 + 0.5 * 8)], [2, 1 + 0.5 * 8], [4, 8]])
     np.testing.assert_array_equal(complete, [[True, False], [True, False], [False, False]])
     assert (returns.dtype, complete.dtype) == (np.float32, np.bool_)
 
 
 def test_returns_do_not_cross_an_end() -> None:
-    returns, complete = _returns(np.array([[1.0], [1.0], [1.0]]), np.array([[True], [True], [True]]), gamma=0.9)
+    returns, complete = discounted(np.array([[1.0], [1.0], [1.0]]), np.array([[True], [True], [True]]), gamma=0.9)
     np.testing.assert_array_equal(returns, np.ones((3, 1)))
     assert complete.all()
 
