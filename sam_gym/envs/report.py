@@ -1,4 +1,4 @@
-"""SamReport: click objects, SAM outlines them, and a report is written of what was found. Settings, engine, environments.
+"""SamReport: click objects, and of what SAM outlines there a report is written. Settings, engine, environments.
 
 The facts, the language and the scores are those of `sam_gym.reports`.
 """
@@ -18,6 +18,7 @@ from typing_extensions import Self
 from sam_gym._utils.boxes import Floats
 from sam_gym._utils.naming import unknown
 from sam_gym.data import SegmentationData
+from sam_gym.data.segmentation import number_regions
 from sam_gym.data.windows import WindowData
 from sam_gym.envs.base import EngineEnv, EngineVectorEnv
 from sam_gym.envs.decoded import GRANULARITIES, Decoded
@@ -35,7 +36,7 @@ from sam_gym.reports import Region, Score, Statement, describe, judge, regions_o
 FOUND, CLICKED = (ShownRegions.channels.index(name) for name in ("found", "clicked"))
 
 OWN = 0.5
-"""Share of a mask that no earlier region has, from which on it is a region."""
+"""Share of a mask that no earlier region has, from which on it makes one."""
 
 NOUN_OF_TEXT = {"cell interior": "cell"}
 """What reports call objects, where that is not the dataset's text."""
@@ -262,15 +263,23 @@ class ReportEngine(PromptEngine):
                 values[row] = value
 
     def _join(self, row: int, logits: Tensor, seen: NDArray[np.uint8]) -> None:
-        """A mask becomes a region by what of it is in no earlier one, if that is enough; else it is nothing."""
+        """If enough of a mask is in no earlier region, the largest part of that becomes one; else nothing does."""
         episodes, mask = self.episodes, self.attention.mask(self._seen[row], logits).cpu().numpy()
         own = mask & ~self.mask(row)
-        if np.count_nonzero(own) >= max(self.settings.min_area, OWN * np.count_nonzero(mask)):
-            self._regions[row].append(Region.of(self.type, own))
+        part = _largest_part(own)
+        enough = np.count_nonzero(own) >= OWN * np.count_nonzero(mask)
+        if enough and np.count_nonzero(part) >= self.settings.min_area:
+            self._regions[row].append(Region.of(self.type, part))
             episodes.regions[row] += 1
             episodes.shown[row, FOUND] = np.maximum(episodes.shown[row, FOUND], seen)
         points, labels = episodes.points[row], episodes.labels[row]
         episodes.shown[row, CLICKED] = point_maps(points, labels, episodes.view[row], self.settings.grid)[0]
+
+
+def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest 4-connected part of a mask, the first of equals; SAM's masks are often strewn with single pixels."""
+    parts = number_regions(mask)
+    return parts == np.bincount(parts.ravel())[1:].argmax() + 1 if mask.any() else mask
 
 
 class SamReportEnv(EngineEnv):
@@ -299,8 +308,8 @@ class SamReportEnv(EngineEnv):
     | SamReport-Smears-v0        | blood cell        | generated smears of 128 x 128 px                     |
 
     SAM is given the newest click alone. For one click it has three masks, of a part and of the whole; the smallest is
-    taken, in WBC the largest. A mask becomes a region by the pixels that no earlier region has, if they are half of it
-    and `min_area` or more; else the click was for nothing.
+    taken, in WBC the largest. If half of its pixels or more are in no earlier region, the largest connected part of
+    these becomes a region, from `min_area` px on; else the click was for nothing.
 
     ## Action Space
 

@@ -30,7 +30,8 @@ class Quality:
 
     def at(self, rows: NDArray[np.intp]) -> Quality:
         """That of some rows, as a copy."""
-        return Quality(*(None if one is None else one[rows] for one in vars(self).values()))
+        f1, grounded = (None if one is None else one[rows] for one in (self.f1, self.grounded_f1))
+        return Quality(self.iou[rows], self.dice[rows], f1, grounded)
 
 
 @dataclass

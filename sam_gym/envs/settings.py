@@ -48,7 +48,8 @@ class Settings(ABC):
         grid: G, cells of the action grid and of the embedding per side.
         max_prompts: Prompts per episode, the cue box not counted.
         view_scale: Side of the view over the cue box's longer side.
-        reward: A reward term ("iou", "dice", "hit", "clip"; where reports are written "f1", "grounded_f1") or {term: weight}.
+        reward: A reward term ("iou", "dice", "hit", "clip"; where reports are written "f1", "grounded_f1") or {term:
+            weight}.
         prompt_cost: Subtracted for each prompt (not for stop).
         min_area: Smallest object in px.
         max_area: Largest object in px.
@@ -123,7 +124,7 @@ class Settings(ABC):
 
     @property
     def windows(self) -> tuple[int | None, int]:
-        """Side in px of the windows in which images are described, None for whole images, and objects in one at most."""
+        """Where images are described: side of windows in px, None for whole images; and objects in one at most."""
         return None, 0
 
     @property

@@ -1,7 +1,8 @@
 """Which part of an observation shows the prompts given so far, task by task: channels of `maps`, entries of `state`.
 
 `ShownClicks` shows points, `ShownBox` the box that is being moved and the tight box of SAM's mask, `ShownCandidates`
-the masks of which one is picked, `ShownRegions` those that a report is written of. Nothing here has access to ground truth.
+the masks of which one is picked, `ShownRegions` those that a report is written of. Nothing here has access to ground
+truth.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prompters of SamReport: clicks spread evenly over the window, and the oracle that clicks the largest unfound object."""
+"""Prompters of SamReport: clicks spread evenly over the window; an oracle that clicks the largest unfound object."""
 
 from __future__ import annotations
 
