@@ -62,7 +62,7 @@ REPORT_SETTINGS = {
     "VNCMitochondria": {"window": 512},
     "VNCCells": {"window": 128},
     "DSB": {"window": 128},
-    "WBC": {"granularity": "largest"},
+    "WBC": {"granularity": "middle"},
 }
 """The same of environments in which a report is written; windows are such that most have 12 objects at most."""
 

@@ -308,7 +308,7 @@ class SamReportEnv(EngineEnv):
     | SamReport-Smears-v0        | blood cell        | generated smears of 128 x 128 px                     |
 
     SAM is given the newest click alone. For one click it has three masks, of a part and of the whole; the smallest is
-    taken, in WBC the largest. If half of its pixels or more are in no earlier region, the largest connected part of
+    taken, in WBC the middle one. If half of its pixels or more are in no earlier region, the largest connected part of
     these becomes a region, from `min_area` px on; else the click was for nothing.
 
     ## Action Space

@@ -185,6 +185,7 @@ def test_equal_boxes_are_equal_episodes(
             env_id,
             SegmentationData("isbi2012", "val", "isbi2012", ["one"], [image], [labels], min_area=1),
             action_mode=action_mode,
+            min_area=1,
         )
         for labels in (full, thin)
     )
