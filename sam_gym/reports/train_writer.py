@@ -116,7 +116,7 @@ class WriterTrainer:
     def _step(self, rng: np.random.Generator) -> float:
         settings = self.settings
         share = self.steps_done / settings.steps
-        rate = settings.learning_rate * min(20 * (share + 1 / settings.steps), (1 + np.cos(np.pi * share)) / 2)
+        rate = float(settings.learning_rate * min(20 * (share + 1 / settings.steps), (1 + np.cos(np.pi * share)) / 2))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         rows = rng.integers(len(self.examples), size=settings.batch_size)
@@ -247,7 +247,7 @@ def train(arguments: Arguments, out: Path) -> None:
         held_out = load_examples("val", VALIDATION, backend, arguments.cache)
         settings = TrainingSettings(steps=arguments.steps, paraphrases=arguments.paraphrases, seed=arguments.seed)
         trainer = WriterTrainer(writer, known, settings, out.with_suffix(".state"))
-        _run(trainer)
+        train_with_bar(trainer)
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from there")
     writer.save(out)
@@ -258,9 +258,10 @@ def train(arguments: Arguments, out: Path) -> None:
         print(f"validation, {name}: F1 {total.f1:.3f}, precision {total.precision:.3f}, recall {total.recall:.3f}")
 
 
-def _run(trainer: WriterTrainer) -> None:
+def train_with_bar(trainer: WriterTrainer, name: str = "writer") -> None:
+    """The steps that are left, with a bar; what is done is stored every minute, and before Ctrl-C goes on."""
     last_stored, recent = time.monotonic(), None
-    with progress_bar("writer", trainer.settings.steps, "step", done=trainer.steps_done) as bar:
+    with progress_bar(name, trainer.settings.steps, "step", done=trainer.steps_done) as bar:
 
         def after_step(trainer: WriterTrainer, loss: float) -> None:
             nonlocal last_stored, recent
