@@ -148,7 +148,8 @@ An id is a task, a dataset and a version.
 
 {tasks}
 {table([["id", "images and objects", "train / val / test", "terms of the data"], ["---"] * 4, *rows])}
-Train / val / test are numbers of objects. For `SamPromptSemantic` they are numbers of images, or of tiles of images.
+Train / val / test are numbers of objects. For `SamPromptSemantic` and `SamReport` they are numbers of images, or
+of windows of images.
 
 `SamPrompt-Folder-v0` and the other tasks of single objects take `root=`, any folder of images and masks:
 [Data and licences](../data.md). They have no page of their own, because their specification is that of the other
@@ -214,7 +215,8 @@ def picture(env_id: str) -> str:
         f"![An episode of {env_id}](../pictures/{env_id}.png)\n\n"
         f"One episode of the oracle on {pixels}. Blue: SAM's mask. Yellow: outline of the truth. White, dashed: the "
         "cue, where there is one. Orange: the box that has replaced it. Green and red: foreground and background "
-        "clicks. Drawn by `python docs/pictures.py`. One episode is an example, not a result."
+        "clicks. Numbers: regions, where a report is written of them. Drawn by `python docs/pictures.py`. One episode "
+        "is an example, not a result."
     )
 
 

@@ -29,6 +29,7 @@ from sam_gym._utils.fetching import atomic_path
 from sam_gym.data import DATASETS, SegmentationData
 from sam_gym.data.smears import CYTOPLASM, NUCLEUS, generate_smear
 from sam_gym.data.whole_class import whole_class
+from sam_gym.data.windows import windows_of
 from sam_gym.envs.rendering import BOX, CUE, MASK, NEGATIVE, PAPER, POSITIVE, TRUTH, film_strip
 from sam_gym.evaluation import make_evaluation_env
 from sam_gym.evaluation.report import episode_frames
@@ -73,7 +74,7 @@ def main() -> None:
         frames = episode_frames(oracle, env, posed, arguments.seed + env_ids().index(env_id))
         path = arguments.out / f"{env_id}.png"
         source = env.data.source
-        write_strip(path, frames, source)
+        write_strip(path, frames, source, COLUMNS - env_id.startswith("SamReport"))  # which has to be read
         print(f"{path}: {source}, {len(frames) - 1} steps, {path.stat().st_size / 1e3:.0f} kB")
 
 
@@ -88,20 +89,23 @@ def _pixels(env_id: str, real: bool) -> dict[str, Any]:
     labels = [(smear.classes >= SMEARS[spec.name]).astype(np.int32) for smear in smears]
     ids = [f"smear-{seed}" for seed in SMEAR_SEEDS]
     data = SegmentationData(spec.name, "test", "generated smears", ids, [smear.image for smear in smears], labels)
+    if env_id.startswith("SamReport"):
+        return {"images": windows_of(data, None, 12, 50)}
     return {"images": whole_class(data) if "Semantic" in env_id else data}
 
 
-def write_strip(path: Path, frames: list[NDArray[np.uint8]], source: str) -> None:
-    """At most `COLUMNS` pictures of an episode side by side, the first and the last among them, as a small PNG.
+def write_strip(path: Path, frames: list[NDArray[np.uint8]], source: str, columns: int = COLUMNS) -> None:
+    """At most `columns` pictures of an episode side by side, the first and the last among them, as a small PNG.
 
     Args:
         path: Where to write.
         frames: The whole episode.
         source: What the pixels really are; the file says so under "Source", for the page to tell.
+        columns: See above.
     """
     notes = PngInfo()
     notes.add_text("Source", source)
-    chosen = np.unique(np.linspace(0, len(frames) - 1, COLUMNS).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(frames) - 1, columns).round().astype(int))
     strip = Image.fromarray(film_strip([frames[i] for i in chosen], len(chosen)))
     for scale in (0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3):
         size = round(strip.width * scale), round(strip.height * scale)

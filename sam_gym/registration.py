@@ -36,6 +36,16 @@ CLASSES = {
 }
 """The same where the target is a class. Cells are missing: without the membranes they are all of a section."""
 
+REPORTS = {
+    "VNCMitochondria": "vnc-mitochondria",
+    "VNCCells": "vnc-cells",
+    "WBC": "wbc-cell",
+    "DSB": "dsb2018-153",
+    "Synthetic": "synthetic-mitochondria",
+    "Smears": "synthetic-smear-cells",
+}
+"""The same where an image is described as a whole."""
+
 VERSIONS = {"DSB": 1}
 """Data sets whose environments are of a later version than their task; v0 of them has `EARLIER` images."""
 
@@ -47,6 +57,14 @@ SETTINGS = {
     "DSB": {"min_area": 50},  # px; the default of 200 would leave out 31 % of these nuclei
     "Mixed": {"min_area": 50},
 }
+
+REPORT_SETTINGS = {
+    "VNCMitochondria": {"window": 512},
+    "VNCCells": {"window": 128},
+    "DSB": {"window": 128},
+    "WBC": {"granularity": "middle"},
+}
+"""The same of environments in which a report is written; windows are such that most have 12 objects at most."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,7 @@ class Task:
         vector_entry_point: The class of vector environments.
         datasets: Second part of the id -> name of the data set.
         settings: Second part of the id -> keyword arguments.
+        counted: What an episode is about, of which `sam_gym.data.spec.read_object_counts` has the numbers.
     """
 
     name: str
@@ -67,16 +86,25 @@ class Task:
     entry_point: str
     vector_entry_point: str
     datasets: Mapping[str, str]
-    settings: Mapping[str, Mapping[str, int]]
+    settings: Mapping[str, Mapping[str, int | str]]
+    counted: str = "objects"
 
     def env_id(self, short: str) -> str:
         """The id for one of `datasets`."""
         return f"{self.name}-{short}-v{VERSIONS.get(short, self.version)}"
 
 
-def _task(name: str, version: int, classes: str, datasets: Mapping[str, str], settings: Mapping = SETTINGS) -> Task:
+def _task(
+    name: str,
+    version: int,
+    classes: str,
+    datasets: Mapping[str, str],
+    settings: Mapping = SETTINGS,
+    counted: str = "objects",
+) -> Task:
     """A task whose classes are `classes` + "Env" and `classes` + "VectorEnv"."""
-    return Task(name, version, f"sam_gym.envs.{classes}Env", f"sam_gym.envs.{classes}VectorEnv", datasets, settings)
+    paths = f"sam_gym.envs.{classes}Env", f"sam_gym.envs.{classes}VectorEnv"
+    return Task(name, version, *paths, datasets, settings, counted)
 
 
 TASKS = (
@@ -84,7 +112,8 @@ TASKS = (
     _task("SamBoxRefine", 0, "box_refine:SamBoxRefine", OBJECTS),
     _task("SamProofread", 0, "proofread:SamProofread", OBJECTS),
     _task("SamPrefer", 0, "prefer:SamPrefer", OBJECTS),
-    _task("SamPromptSemantic", 0, "semantic:SamPromptSemantic", CLASSES, {}),
+    _task("SamPromptSemantic", 0, "semantic:SamPromptSemantic", CLASSES, {}, "classes"),
+    _task("SamReport", 0, "report:SamReport", REPORTS, REPORT_SETTINGS, "windows"),
 )
 
 
@@ -126,6 +155,12 @@ def env_ids() -> list[str]:
         SamPromptSemantic-WBCNucleus-v0
         SamPromptSemantic-DSB-v1
         SamPromptSemantic-Synthetic-v0
+        SamReport-VNCMitochondria-v0
+        SamReport-VNCCells-v0
+        SamReport-WBC-v0
+        SamReport-DSB-v1
+        SamReport-Synthetic-v0
+        SamReport-Smears-v0
     """
     return [task.env_id(short) for task in TASKS for short in task.datasets]
 

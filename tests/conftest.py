@@ -226,7 +226,8 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
         backend, known = env.unwrapped.engine.backend, []
 
-        def decode(embeddings: list, prompts: Any, *, truths: list, statistics: bool) -> Any:
+        def decode(embeddings: list, prompts: Any, *, multimask: bool, truths: list, statistics: bool) -> Any:
+            assert not multimask
             first = len(known)
             known.extend(torch.as_tensor(respond(box)) for box in prompts.boxes)
             numbers = torch.arange(first, len(known), dtype=torch.float32)  # logits that say which mask is meant

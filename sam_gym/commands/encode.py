@@ -14,7 +14,7 @@ import tyro
 from sam_gym._utils.naming import question
 from sam_gym._utils.progress import progress_bar
 from sam_gym.commands.common import MIB, embedding_root, say
-from sam_gym.registration import CLASSES, OBJECTS, env_ids
+from sam_gym.registration import CLASSES, OBJECTS, REPORTS, env_ids
 
 Image = tuple[str, Callable[[], Any]]
 """What messages call it, and what reads its pixels."""
@@ -92,7 +92,7 @@ def encode(
 
 def _images_of(what: str, split: str) -> list[Image]:
     """The images of a dataset, an environment id or a folder."""
-    known = [*dict.fromkeys([*OBJECTS.values(), *CLASSES.values()]), *env_ids()]
+    known = [*dict.fromkeys([*OBJECTS.values(), *CLASSES.values(), *REPORTS.values()]), *env_ids()]
     if what in known:
         return _images_of_dataset(what, split)
     folder = Path(what).expanduser()
@@ -112,6 +112,7 @@ def _images_of_dataset(what: str, split: str) -> list[Image]:
     from gymnasium.envs.registration import load_env_creator
 
     from sam_gym.data import load_data, load_whole_class
+    from sam_gym.data.windows import load_windows
 
     load: Callable[..., Any] = load_data
     name = what
@@ -121,6 +122,8 @@ def _images_of_dataset(what: str, split: str) -> list[Image]:
         made: Any = load_env_creator(str(spec.entry_point))
         if made.settings_class.whole_class:  # its images may be tiles
             load = load_whole_class
+        if made.settings_class.describes:
+            load = partial(load_windows, side=spec.kwargs.get("window", 0) or None)
     splits = ("train", "val", "test") if split == "all" else (split,)
     return [
         (f"{name} {data.split} {image_id}", partial(data.image, image_id))

@@ -13,7 +13,7 @@ import tyro
 
 from sam_gym._utils.naming import question
 from sam_gym.commands.common import console, say
-from sam_gym.registration import CLASSES, TASKS, env_ids
+from sam_gym.registration import TASKS, env_ids
 
 KINDS = ("scripted", "agents", "oracle")
 """Of entries of the leaderboard: needing neither training nor truth, trained, and looking at the truth."""
@@ -50,7 +50,7 @@ def list_environments(
         objects = "/".join(str(count) for count in row["objects"].values()) if row["objects"] else ""
         table.add_row(row["id"], objects, _best(row["scores"]), _state(row), row["licence"])
     console().print(table)
-    print("objects: train/val/test; of SamPromptSemantic images, or tiles of them")
+    print("objects: train/val/test; of SamPromptSemantic and SamReport images, or tiles of them")
     print("IoU: on held-out objects, of the best scripted prompter/agent/oracle on the leaderboard; -: none there")
     if any(row["state"] == "to be fetched" for row in rows):
         print("to be fetched: at first use, or by `sam-gym fetch ID`; *: else generated images stand in, and say so")
@@ -62,12 +62,12 @@ def describe(env_id: str) -> dict[str, Any]:
     from sam_gym.data.spec import read_object_counts
 
     spec = DATASETS[str(gymnasium.spec(env_id).kwargs["dataset"])]
-    class_ids = [task.env_id(short) for task in TASKS if task.datasets is CLASSES for short in CLASSES]
+    counted = next(task.counted for task in TASKS if env_id.startswith(f"{task.name}-"))
     folder = sources.folder_of(spec) if spec.files else None
     return {
         "id": env_id,
         "dataset": spec.name,
-        "objects": read_object_counts(spec.name, whole_class=env_id in class_ids),
+        "objects": read_object_counts(spec.name, counted),
         "state": "generated" if not spec.files else "there" if folder else "to be fetched",
         "folder": str(folder) if folder else None,
         "megabytes": round(sum(file.bytes for file in spec.files) / 1e6, 1),

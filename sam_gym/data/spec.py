@@ -99,11 +99,12 @@ def read_splits(name: str) -> Mapping[str, tuple[str, ...]]:
     return MappingProxyType({split: tuple(ids) for split, ids in tables["datasets"][name].items()})
 
 
-def read_object_counts(name: str, *, whole_class: bool = False) -> dict[str, int]:
+def read_object_counts(name: str, counted: str = "objects") -> dict[str, int]:
     """Packaged numbers of objects, from `sam_gym/data/objects.json`: split name -> objects; so no image has to be read.
 
-    They hold for the dataset's environments (area limits: `sam_gym.registration.SETTINGS`); where the target is a whole
-    class, an image, or a tile of one, holds one object. A name that is not in the table has none.
+    They hold for the dataset's environments (area limits: `sam_gym.registration.SETTINGS`). Where the target is a whole
+    class, `counted` is "classes": an image, or a tile of one, holds one object. Where images are described, it is
+    "windows". A name that is not in the table has none.
     """
     tables = json.loads(resources.files("sam_gym.data").joinpath("objects.json").read_text(encoding="utf-8"))
-    return dict(tables["classes" if whole_class else "datasets"].get(name, {}))
+    return dict(tables[counted].get(name, {}))

@@ -64,7 +64,7 @@ def whole_class(
     ids, images, labels = [], [], []
     for image_id in data.image_ids:
         image, label = data.image(image_id), (data.labels(image_id) > 0).astype(np.int32) * WHOLE
-        for name, window in _windows(image_id, label.shape, tile):
+        for name, window in cut_windows(image_id, label.shape, tile):
             if min_area <= int(np.count_nonzero(label[window])) <= max_area:
                 ids.append(name)
                 images.append(image if tile is None else image[window])
@@ -89,7 +89,8 @@ def some_images(data: SegmentationData, n: int) -> SegmentationData:
     return SegmentationData(data.name, data.split, data.source, ids, images, labels, **limits)
 
 
-def _windows(image_id: str, shape: tuple[int, ...], tile: int | None) -> list[tuple[str, tuple[slice, slice]]]:
+def cut_windows(image_id: str, shape: tuple[int, ...], tile: int | None) -> list[tuple[str, tuple[slice, slice]]]:
+    """Names and slices of the squares of side `tile` that an image of this shape is cut into; None: all of it."""
     if tile is None:
         return [(image_id, (slice(None), slice(None)))]
     return [

@@ -69,6 +69,7 @@ class Attention(ABC):
         previous: Previous,
         truths: Truths,
         boxes: bool,
+        multimask: bool = False,
     ) -> Masks | WindowMasks:
         """The one decode call of a step.
 
@@ -78,6 +79,7 @@ class Attention(ABC):
             previous: Per mask the logits that are fed back, or None.
             truths: Per mask (H, W) bool, to be measured with; or None for no truth at all.
             boxes: Find the masks' tight boxes as well.
+            multimask: Three masks for an ambiguous prompt instead of the single one.
         """
 
     @abstractmethod
@@ -134,7 +136,13 @@ class FullAttention(Attention):
         return self.backend.mask_size
 
     def decode(
-        self, seen: Sequence[ImageEmbedding], prompts: PromptBatch, previous: Previous, truths: Truths, boxes: bool
+        self,
+        seen: Sequence[ImageEmbedding],
+        prompts: PromptBatch,
+        previous: Previous,
+        truths: Truths,
+        boxes: bool,
+        multimask: bool = False,
     ) -> Masks:
         """See `Attention.decode`."""
         if any(mask is not None for mask in previous):
@@ -144,7 +152,7 @@ class FullAttention(Attention):
                 mask_logits=torch.stack([blank if mask is None else mask for mask in previous]),
                 has_mask=prompts.has_mask | [mask is not None for mask in previous],
             )
-        return self.backend.decode(seen, prompts, truths=truths, statistics=boxes)
+        return self.backend.decode(seen, prompts, multimask=multimask, truths=truths, statistics=boxes)
 
     def mask(self, seen: ImageEmbedding, logits: Tensor) -> Tensor:
         """See `Attention.mask`."""
@@ -167,10 +175,18 @@ class FoveatedAttention(Attention):
         return seen.mask_size
 
     def decode(
-        self, seen: Sequence[Window], prompts: PromptBatch, previous: Previous, truths: Truths, boxes: bool
+        self,
+        seen: Sequence[Window],
+        prompts: PromptBatch,
+        previous: Previous,
+        truths: Truths,
+        boxes: bool,
+        multimask: bool = False,
     ) -> WindowMasks:
         """See `Attention.decode`."""
-        return self.backend.decode_windows(seen, prompts, previous, truths=truths, statistics=boxes)
+        return self.backend.decode_windows(
+            seen, prompts, previous, multimask=multimask, truths=truths, statistics=boxes
+        )
 
     def mask(self, seen: Window, logits: Tensor) -> Tensor:
         """See `Attention.mask`."""

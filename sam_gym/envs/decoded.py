@@ -6,7 +6,8 @@ Nothing is decoded here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sam_gym.sam.masks import Masks, WindowMasks
+
+GRANULARITIES = ("smallest", "middle", "largest")
+"""Which of the three masks that SAM has for an ambiguous prompt, by their areas."""
 
 
 @dataclass
@@ -47,8 +51,15 @@ class Decoded:
         return every
 
     @classmethod
-    def of(cls, masks: Masks | WindowMasks) -> Decoded:
-        """The single masks of a decode, in one copy to the host; without truths IoU and Dice are NaN."""
+    def of(cls, masks: Masks | WindowMasks, granularity: str | None = None) -> Decoded:
+        """One mask of each prompt, in one copy to the host; without truths IoU and Dice are NaN.
+
+        Args:
+            masks: Of a decode.
+            granularity: Which one, where each prompt has three, of `GRANULARITIES`; needs statistics. None: the single.
+        """
+        if granularity is not None:
+            masks = _sorted_out(masks, granularity)
         measured, estimate = masks.statistics, masks.predicted_iou.double()
         agreement = [torch.full_like(estimate, torch.nan)] * 2
         if measured is not None and measured.intersection is not None:
@@ -74,3 +85,21 @@ class Decoded:
 
     def __getitem__(self, rows: slice) -> Decoded:
         return Decoded(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def _sorted_out(masks: Masks | WindowMasks, granularity: str) -> Masks | WindowMasks:
+    """One of the three masks of each prompt."""
+    measured = masks.statistics
+    assert measured is not None, "the engine asks for statistics with three masks"
+    which = measured.area.argsort(dim=1, stable=True)[:, GRANULARITIES.index(granularity)]
+    rows = torch.arange(len(which), device=which.device)
+
+    def one(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[rows, which, None]
+
+    chosen = replace(
+        measured, area=measured.area[rows, which, None], box=one(measured.box), intersection=one(measured.intersection)
+    )
+    logits = [three[k : k + 1] for three, k in zip(masks.logits, which.tolist(), strict=True)]
+    together: Any = torch.stack(logits) if isinstance(masks.logits, Tensor) else logits
+    return replace(masks, logits=together, predicted_iou=masks.predicted_iou[rows, which, None], statistics=chosen)

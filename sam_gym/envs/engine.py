@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sam_gym.data import DATASETS, SegmentationData, load_data, load_whole_class
 from sam_gym.data.copies import with_copies
+from sam_gym.data.windows import load_windows
 from sam_gym.envs.agreement import Agreement, Scene, embed_text
 from sam_gym.envs.attention import ATTENTIONS
 from sam_gym.envs.decoded import Decoded
@@ -62,13 +63,18 @@ class PromptEngine:
         self.actions = settings.actions()
         if images is None:
             which = settings.dataset, settings.split, settings.data, settings.min_area, settings.max_area
-            own = settings.root, settings.shares, settings.window
-            images = settings.choose(load_whole_class(*which) if settings.whole_class else load_data(*which, *own))
+            if settings.describes:
+                images = load_windows(*which[:3], *settings.windows, settings.min_area)
+            elif settings.whole_class:
+                images = load_whole_class(*which)
+            else:
+                images = load_data(*which, settings.root, settings.shares, settings.window)
+            images = settings.choose(images)
             images = with_copies(images, settings.copies) if settings.copies else images
         self.data = images
         spec = DATASETS.get(settings.dataset)
         self.text = spec.text if spec else ""  # nobody says what the objects of a folder are
-        self.text_embedding = embed_text(self.text, settings) if settings.whole_class else None
+        self.text_embedding = embed_text(self.text, settings) if settings.whole_class or settings.describes else None
         self.backend = get_backend(settings.checkpoint, settings.device, settings.precision)
         n = num_envs
         self.episodes = settings.blank(n)
@@ -217,8 +223,8 @@ class PromptEngine:
         if not asked.any():
             return self._with_given(Decoded.nothing(unmade), begun)
         batch = PromptBatch(
-            points=np.concatenate([running.all_points[prompted], new.all_points])[asked],
-            labels=np.concatenate([running.all_labels[prompted], new.all_labels])[asked],
+            points=np.concatenate([running.sent_points[prompted], new.sent_points])[asked],
+            labels=np.concatenate([running.sent_labels[prompted], new.sent_labels])[asked],
             boxes=np.concatenate([running.box[prompted], new.box])[asked],
             mask_logits=None,
             has_mask=np.zeros(asked.sum(), np.bool_),
@@ -228,7 +234,9 @@ class PromptEngine:
         truths = those(self._truths, begun.truths) if self.data.labelled else None
         boxes = self.settings.shown_prompts.shows_mask_box
         previous = those(before, [None] * len(new))
-        made = Decoded.of(look.decode(those(self._seen, begun.seen), batch, previous, truths, boxes))
+        seen, granularity = those(self._seen, begun.seen), self.settings.granularity
+        three = granularity is not None
+        made = Decoded.of(look.decode(seen, batch, previous, truths, boxes or three, multimask=three), granularity)
         if self._agreement:
             made.agreement = self._agreement.of(those(self._scenes, begun.scenes), made.logits)
         return made if asked.all() else self._with_given(made.among(asked, unmade), begun)
@@ -259,13 +267,13 @@ class PromptEngine:
             self.best.note(self, prompted, decoded, first=False)
             for row in acted[self.episodes.terminated[acted]]:
                 self._update_masks(np.array([row]), self.best.of(int(row)), first=False)
-        after = Quality(self.quality.iou[acted], self.quality.dice[acted])
+        after = self.quality.at(acted)
         cost = self.settings.prompt_cost * np.isin(acted, prompted)
         return weighted(self._reward, Outcome(before, after, hit[acted], self._agreed[acted] - agreed)) - cost
 
     def _before(self, acted: Rows) -> tuple[Quality, NDArray[np.float64]]:
         """What a step is measured against: quality and agreement of the present masks."""
-        return Quality(self.quality.iou[acted].copy(), self.quality.dice[acted].copy()), self._agreed[acted]
+        return self.quality.at(acted), self._agreed[acted]
 
     def _install(self, begun: _Begun, decoded: Decoded) -> None:
         self.episodes.put(begun.rows, begun.episodes)

@@ -102,6 +102,16 @@ class Episodes:
         return np.concatenate([self.given_labels, self.labels], axis=1)
 
     @property
+    def sent_points(self) -> Floats:
+        """(N, P, 2): the clicks that SAM is given next; all of them, unless the task says otherwise."""
+        return self.all_points
+
+    @property
+    def sent_labels(self) -> NDArray[np.int8]:
+        """(N, P): labels of `sent_points`."""
+        return self.all_labels
+
+    @property
     def terminated(self) -> NDArray[np.bool_]:
         """(N,) bool: stopped, or out of prompts."""
         return self.stopped | (self.prompts >= self.max_prompts)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from scipy import ndimage
 
 if TYPE_CHECKING:
     from sam_gym.envs.engine import PromptEngine
     from sam_gym.envs.prefer import PreferEngine
+    from sam_gym.envs.report import ReportEngine
 
 SIZE = 448
 """Side of the picture's image part in pixels."""
@@ -22,6 +24,9 @@ MARGIN = 1.15
 """What is shown is the view and a little around it."""
 
 CAPTION = 64
+REPORT = 280
+"""Height of what is written below a picture, where a report is."""
+
 MASK, TRUTH, CUE, BOX = (64, 156, 255), (255, 214, 10), (255, 255, 255), (255, 149, 0)
 POSITIVE, NEGATIVE = (48, 209, 88), (255, 69, 58)
 INK, PAPER = (235, 235, 235), (24, 24, 26)
@@ -88,6 +93,92 @@ def render_choice(engine: PreferEngine, row: int) -> NDArray[np.uint8]:
     return np.asarray(canvas)
 
 
+def render_report(engine: ReportEngine, row: int) -> NDArray[np.uint8]:
+    """One episode of SamReport.
+
+    Returns:
+        (792, 448, 3) uint8: the image with the regions in blue, numbered in their order, the outline of the truth in
+        yellow, clicks in green, and a caption; below it the report, true sentences in green and false ones in red,
+        beside all that is true, in yellow where the report does not say it.
+    """
+    from sam_gym.reports.language import sentences  # reports need words, other pictures none
+
+    episodes, frame = engine.episodes, _frame(engine, row)
+    canvas = Image.new("RGB", (SIZE, SIZE + CAPTION + REPORT), PAPER)
+    canvas.paste(_scene(engine, row, np.zeros_like(engine.mask(row)), frame, SIZE), (0, CAPTION))
+    draw = ImageDraw.Draw(canvas)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (x - frame[0]) / frame[2] * SIZE, (y - frame[1]) / frame[2] * SIZE + CAPTION
+
+    shown = Image.new("L", (SIZE, SIZE))
+    for region in engine.regions(row):
+        mask = _enlarged(region.mask, frame, SIZE)
+        shown.paste(90, mask=mask)
+        shown.paste(255, mask=_outline(mask))
+    canvas.paste(Image.new("RGB", (SIZE, SIZE), MASK), (0, CAPTION), shown)
+    for region in engine.true_regions(row):
+        outline = _outline(_enlarged(region.mask, frame, SIZE))
+        canvas.paste(Image.new("RGB", (SIZE, SIZE), TRUTH), (0, CAPTION), outline)
+    for number, region in enumerate(engine.regions(row), start=1):
+        _mark(draw, place(*_deepest(region.mask)), str(number))
+    for x, y in episodes.points[row][: episodes.prompts[row]]:
+        _dot(draw, place(x + 0.5, y + 0.5))
+    _caption(draw, engine, row, [("truth", TRUTH), ("region", MASK), ("click", POSITIVE)])
+    said = [one.fact for one in engine.statements(row)]
+    true = [one.fact for one in engine.true_statements(row)]
+    top = SIZE + CAPTION
+    report = [(sentences(fact)[0], POSITIVE if fact in true else NEGATIVE) for fact in said]
+    truth = [(sentences(fact)[0], INK if fact in said else TRUTH) for fact in true]
+    for left, title, lines in ((0, "report", report), (SIZE // 2, "truth", truth)):
+        _write_lines(draw, (left + 10, top + 6), [(title, INK), *lines], SIZE // 2 - 16)
+    return np.asarray(canvas)
+
+
+def _enlarged(mask: NDArray[np.bool_], frame: tuple[float, float, float], size: int) -> Image.Image:
+    """A mask of the image's size as it is seen in the frame, 0 and 255."""
+    cut = _cut(Image.fromarray(mask).convert("L"), frame, Image.Resampling.BILINEAR, size)
+    return cut.point(lambda v: 255 * (v > 127))
+
+
+def _deepest(mask: NDArray[np.bool_]) -> tuple[float, float]:
+    """x, y of the pixel that is farthest from the mask's outline, where a number covers least of it."""
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(int(depth.argmax()), mask.shape)
+    return float(x) + 0.5, float(y) + 0.5
+
+
+def _mark(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str) -> None:
+    draw.text(at, text, fill=INK, font=_font(17), anchor="mm", stroke_width=2, stroke_fill=PAPER)
+
+
+def _dot(draw: ImageDraw.ImageDraw, at: tuple[float, float], radius: int = 3) -> None:
+    x, y = at
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=POSITIVE, outline=INK)
+
+
+def _write_lines(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[float, float],
+    lines: list[tuple[str, tuple[int, int, int]]],
+    width: float,
+    size: int = 12,
+) -> None:
+    """Lines in their colours, one below the other, broken between words where they are wider than `width`."""
+    (x, y), font = at, _font(size)
+    for text, colour in lines:
+        line = ""
+        for word in text.split():
+            longer = f"{line} {word}".strip()
+            if line and draw.textlength(longer, font=font) > width:
+                draw.text((x, y), line, fill=colour, font=font)
+                y, line = y + size + 2, f"  {word}"
+            else:
+                line = longer if not line.startswith("  ") else f"{line} {word}"
+        draw.text((x, y), line, fill=colour, font=font)
+        y += size + 5
+
+
 def _frame(engine: PromptEngine, row: int) -> tuple[float, float, float]:
     """Left, top and side of what is shown of an image: the view, and a little around it."""
     left, top, side = (float(v) for v in engine.episodes.view[row])
@@ -101,10 +192,7 @@ def _scene(
     """An episode's image with a mask in blue and the truth's outline in yellow, size x size px."""
     pixels = Image.fromarray(engine.data.image(int(engine.episodes.image[row])))
     image = _cut(pixels, frame, Image.Resampling.BICUBIC, size)
-    drawn, truth = (
-        _cut(Image.fromarray(one).convert("L"), frame, Image.Resampling.BILINEAR, size).point(lambda v: 255 * (v > 127))
-        for one in (mask, engine.truth(row))
-    )
+    drawn, truth = (_enlarged(one, frame, size) for one in (mask, engine.truth(row)))
     tint = Image.new("RGB", image.size, MASK)
     image.paste(tint, mask=drawn.point(lambda v: 90 * (v > 0)))
     image.paste(tint, mask=_outline(drawn))
@@ -164,11 +252,13 @@ def _caption(
     progress = f"prompt {info['prompts']} of {engine.settings.max_prompts}"
     if episodes.stopped[row]:
         progress += ", stopped"
-    gain = info["iou"] - engine.first_iou[row]
-    draw.text((10, 6), f"IoU {info['iou']:.3f}  ({gain:+.3f})", fill=INK, font=_font(20))
+    quality = f"IoU {info['iou']:.3f}  ({info['iou'] - engine.first_iou[row]:+.3f})"
+    if "f1" in info:
+        quality = f"F1 {info['f1']:.2f}, grounded {info['grounded_f1']:.2f}"
+    draw.text((10, 6), quality, fill=INK, font=_font(20))
     draw.text((SIZE - 10, 8), progress, fill=INK, font=_font(16), anchor="ra")
     origin = "" if info["source"] == engine.settings.dataset else f"  [{info['source']}]"
-    target = info.get("text", f"object {info['object']}")
+    target = engine.text if engine.text_embedding is not None else f"object {info['object']}"
     x = float(SIZE - 10)
     for text, colour in legend:
         draw.text((x, 38), text, fill=colour, font=_font(13), anchor="ra")

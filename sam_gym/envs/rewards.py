@@ -18,10 +18,20 @@ from sam_gym.envs.episode import Episodes
 
 @dataclass
 class Quality:
-    """Agreement of N masks with their objects: `iou` and `dice`, each (N,) float64."""
+    """Agreement of N masks with their objects: `iou` and `dice`, each (N,) float64.
+
+    Where reports are written, also their F1, and the F1 that counts only what points at the right pixels.
+    """
 
     iou: NDArray[np.float64]
     dice: NDArray[np.float64]
+    f1: NDArray[np.float64] | None = None
+    grounded_f1: NDArray[np.float64] | None = None
+
+    def at(self, rows: NDArray[np.intp]) -> Quality:
+        """That of some rows, as a copy."""
+        f1, grounded = (None if one is None else one[rows] for one in (self.f1, self.grounded_f1))
+        return Quality(self.iou[rows], self.dice[rows], f1, grounded)
 
 
 @dataclass
@@ -46,8 +56,19 @@ REWARDS: dict[str, Callable[[Outcome], NDArray[np.float64]]] = {
     "dice": lambda outcome: outcome.after.dice - outcome.before.dice,
     "hit": lambda outcome: outcome.hit,
     "clip": lambda outcome: outcome.agreement,
+    "f1": lambda outcome: _gain(outcome.before.f1, outcome.after.f1),
+    "grounded_f1": lambda outcome: _gain(outcome.before.grounded_f1, outcome.after.grounded_f1),
 }
 """Reward terms by name. "hit" is AlignSAM's +1 / -1 (Huang et al., CVPR 2024), for clicks that carry their label."""
+
+OF_REPORTS = ("f1", "grounded_f1")
+"""Terms that there are only where reports are written."""
+
+
+def _gain(before: NDArray[np.float64] | None, after: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    assert before is not None, "settings refuse the terms of reports where none are written"
+    assert after is not None
+    return after - before
 
 
 def hit_reward(episodes: Episodes, row: int, truth: Tensor | None, *, by_module: bool) -> float:

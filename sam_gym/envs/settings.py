@@ -22,7 +22,7 @@ from sam_gym.envs.attention import ATTENTIONS
 from sam_gym.envs.episode import ActionMode, Episodes
 from sam_gym.envs.keeping import LAST, RETURNS
 from sam_gym.envs.observers import check_observer
-from sam_gym.envs.rewards import parse_reward
+from sam_gym.envs.rewards import OF_REPORTS, parse_reward
 from sam_gym.envs.shown_prompts import ShownPrompts
 
 RESET_OPTIONS = ("image", "object", "cue")
@@ -48,7 +48,8 @@ class Settings(ABC):
         grid: G, cells of the action grid and of the embedding per side.
         max_prompts: Prompts per episode, the cue box not counted.
         view_scale: Side of the view over the cue box's longer side.
-        reward: A reward term ("iou", "dice", "hit", "clip") or {term: weight}.
+        reward: A reward term ("iou", "dice", "hit", "clip"; where reports are written "f1", "grounded_f1") or {term:
+            weight}.
         prompt_cost: Subtracted for each prompt (not for stop).
         min_area: Smallest object in px.
         max_area: Largest object in px.
@@ -107,6 +108,9 @@ class Settings(ABC):
     whole_class: ClassVar[bool] = False
     """Whether the target is all of a class in the image, which agents are told in words; else one object."""
 
+    describes: ClassVar[bool] = False
+    """Whether a report is written about the image, of which the agent sees a window."""
+
     given_clicks: ClassVar[int] = 0
     """How many clicks an episode may be begun with, by the reset option "points"."""
 
@@ -116,12 +120,24 @@ class Settings(ABC):
         return "policy"
 
     @property
+    def granularity(self) -> str | None:
+        """Which of the three masks that SAM has for an ambiguous prompt is taken; None: its single mask."""
+        return None
+
+    @property
+    def windows(self) -> tuple[int | None, int]:
+        """Where images are described: side of windows in px, None for whole images; and objects in one at most."""
+        return None, 0
+
+    @property
     def first_clicks(self) -> str:
         """Where clicks come from that an episode begins with: "nothing", "truth" or "labeler"."""
         return "nothing"
 
     def __post_init__(self) -> None:
-        parse_reward(self.reward)
+        reports = [term for term in parse_reward(self.reward) if term in OF_REPORTS]
+        if reports and not self.describes:
+            raise ValueError(f"reward {reports[0]!r} is that of reports, which only SamReport environments write")
         check_observer(self.observation)
         if self.attention not in ATTENTIONS:
             raise ValueError(unknown("attention", self.attention, ATTENTIONS))

@@ -1,7 +1,8 @@
 """Which part of an observation shows the prompts given so far, task by task: channels of `maps`, entries of `state`.
 
 `ShownClicks` shows points, `ShownBox` the box that is being moved and the tight box of SAM's mask, `ShownCandidates`
-the masks of which one is picked. Nothing here has access to ground truth.
+the masks of which one is picked, `ShownRegions` those that a report is written of. Nothing here has access to ground
+truth.
 """
 
 from __future__ import annotations
@@ -144,11 +145,40 @@ class ShownCandidates(ShownPrompts):
 
     def maps(self, prompts: NDArray, view: Floats, grid: int) -> NDArray[np.uint8]:
         """See `ShownPrompts.maps`; SB3 hands out images in [0, 1]."""
-        return prompts if prompts.dtype == np.uint8 else (255 * prompts).round().astype(np.uint8)
+        return _as_bytes(prompts)
 
     def state(self, episodes: Any, rows: NDArray[np.intp]) -> Floats:
         """(n, K)."""
         return np.clip(episodes.offered_iou[rows], 0, 1)
 
 
-SHOWN_PROMPTS: tuple[ShownPrompts, ...] = (ShownClicks(), ShownBox(), ShownCandidates())
+class ShownRegions(ShownPrompts):
+    """The regions found so far, all in one map, and the clicks; in `state` how many regions there are."""
+
+    name = "regions"
+    channels = ("found", "clicked")
+    numbers = ("regions_found",)
+    shows_mask_box = True  # it is not shown, but a region's size has to be known
+
+    def space(self, clicks: int) -> spaces.Box:
+        """See `ShownPrompts.space`."""
+        return spaces.Box(0, 255, (len(self.channels), MAP_SIZE, MAP_SIZE), np.uint8)
+
+    def prompts(self, episodes: Any, rows: NDArray[np.intp] | slice) -> NDArray[np.uint8]:  # type: ignore[override]
+        """(n, 2, 64, 64)."""
+        return episodes.shown[rows].copy()
+
+    def maps(self, prompts: NDArray, view: Floats, grid: int) -> NDArray[np.uint8]:
+        """See `ShownPrompts.maps`; SB3 hands out images in [0, 1]."""
+        return _as_bytes(prompts)
+
+    def state(self, episodes: Any, rows: NDArray[np.intp]) -> Floats:
+        """(n, 1)."""
+        return (episodes.regions[rows, None] / episodes.max_prompts).astype(np.float32)
+
+
+def _as_bytes(maps: NDArray) -> NDArray[np.uint8]:
+    return maps if maps.dtype == np.uint8 else (255 * maps).round().astype(np.uint8)
+
+
+SHOWN_PROMPTS: tuple[ShownPrompts, ...] = (ShownClicks(), ShownBox(), ShownCandidates(), ShownRegions())

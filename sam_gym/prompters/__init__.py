@@ -13,6 +13,7 @@ from sam_gym.prompters.oracle import (
     tight_boxes,
 )
 from sam_gym.prompters.prompter import Prompter
+from sam_gym.prompters.regions import grid, oracle_regions, region_scores
 from sam_gym.prompters.search import SearchPrompter, candidate_clicks, tried_iou
 from sam_gym.prompters.table import PROMPTERS, baselines
 
@@ -29,13 +30,16 @@ __all__ = [
     "change_rate",
     "click_scores",
     "depths",
+    "grid",
     "labelled_scores",
     "offered_iou",
     "oracle_box",
     "oracle_cells",
     "oracle_choice",
     "oracle_clicks",
+    "oracle_regions",
     "own_estimate",
+    "region_scores",
     "tight_boxes",
     "tried_iou",
     "uncertainty",

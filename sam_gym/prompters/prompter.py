@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from numpy.typing import NDArray
 
 from sam_gym.envs.episode import Cells, GridActions
+from sam_gym.envs.labelling import LabelledCells
 
 if TYPE_CHECKING:
     from sam_gym.envs.base import EngineVectorEnv
@@ -36,8 +37,14 @@ def cells_of(env: EngineVectorEnv) -> Cells:
 
 
 def grid_of(env: EngineVectorEnv) -> GridActions:
-    """The same where the prompter labels its clicks; ValueError where a module does."""
+    """The same where the prompter labels its clicks; ValueError where a module does, or all are of one kind."""
     cells = cells_of(env)
     if not isinstance(cells, GridActions):
-        raise ValueError("this prompter labels its clicks itself; here a module does: make the environment without one")
+        if isinstance(cells, LabelledCells):
+            raise ValueError(
+                "this prompter labels its clicks itself; here a module does: make the environment without one"
+            )
+        raise ValueError(
+            "this prompter clicks foreground and background until one mask is right; here each click makes a region"
+        )
     return cells

@@ -11,6 +11,7 @@ from sam_gym.prompters.choice import oracle_choice, own_estimate
 from sam_gym.prompters.mask import IterativeBox, uncertainty
 from sam_gym.prompters.oracle import oracle_box, oracle_cells, oracle_clicks
 from sam_gym.prompters.prompter import Prompter
+from sam_gym.prompters.regions import grid, oracle_regions
 from sam_gym.prompters.search import SearchPrompter
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ PROMPTERS: dict[str, dict[str, Callable[[int], Prompter]]] = {
         "own estimate": lambda seed: own_estimate,
         "oracle choice": lambda seed: oracle_choice,
     },
+    "regions": {**_ANY, "grid": lambda seed: grid, "oracle regions": lambda seed: oracle_regions},
     "discrete": {**_ANY, "iterative box": lambda seed: IterativeBox(), "oracle box": lambda seed: oracle_box},
 }
 """Scripted prompters by action mode ("cells": "grid" with a labeler) and name: seed -> prompter."""

@@ -61,7 +61,7 @@ class Description:
     Attributes:
         task: First part of the environment's id, as "SamPrompt"; None if the model fits none.
         settings: Settings that an environment needs for the agent: action_mode, observation, grid, max_prompts,
-            view_scale, and for SamPromptSemantic some more.
+            view_scale, and for SamPromptSemantic and SamReport some more.
         algorithm: Key of `LOADED_BY`.
         policy: Module and name of the policy's class.
         identity: Of the weights, see `ModelPrompter.identity`.
@@ -209,8 +209,10 @@ def _task(env_class: type) -> str | None:
 
 def _needed(settings: Settings) -> dict[str, Any]:
     needed = {name: getattr(settings, name) for name in NEEDED}
-    if settings.whole_class:
+    if settings.whole_class or settings.describes:
         needed["clip"] = settings.clip  # what the text is observed through
+    if settings.granularity is not None:
+        needed["granularity"] = settings.granularity
     if settings.labeler != POLICY:
         more: Any = settings
         needed |= {"labeler": BESIDE, "stop": more.stop, "repeats": more.repeats}

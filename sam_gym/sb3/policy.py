@@ -76,9 +76,9 @@ class SpatialPolicy(MaskableMultiInputActorCriticPolicy):
     """Actor and critic on shared spatial features; about 176 thousand parameters with MobileSAM's embeddings.
 
     Args:
-        observation_space: Of SamPrompt in grid mode, or of SamPromptSemantic.
-        action_space: Discrete(2 * G * G + 1), or of an environment in which a module labels the clicks
-            Discrete(G * G + 1) or, without stop, Discrete(G * G).
+        observation_space: Of SamPrompt in grid mode, of SamPromptSemantic or of SamReport.
+        action_space: Discrete(2 * G * G + 1), or of an environment whose clicks need no label Discrete(G * G + 1) or,
+            without stop, Discrete(G * G).
         lr_schedule: Learning rate by remaining progress.
         stop_share: How likely stop is before any training. None: as likely as any other action, which is so seldom that
             PPO from scratch hardly ever tries it.

@@ -21,8 +21,17 @@ from sam_gym.envs.episode import GridActions
 from sam_gym.envs.foresight import Foresight
 from sam_gym.envs.labelling import LabelledCells
 from sam_gym.envs.prefer import Choices
+from sam_gym.envs.report import RegionClicks
 from sam_gym.envs.shown_prompts import BOX, MASK_BOX
-from sam_gym.prompters import candidate_clicks, click_scores, labelled_scores, offered_iou, oracle_box, tried_iou
+from sam_gym.prompters import (
+    candidate_clicks,
+    click_scores,
+    labelled_scores,
+    offered_iou,
+    oracle_box,
+    region_scores,
+    tried_iou,
+)
 
 
 class Teacher(ABC):
@@ -60,6 +69,8 @@ class Teacher(ABC):
 class ClickTeacher(Teacher):
     """Oracle clicks on the grid: the deeper a cell stands in the larger error region, the likelier it is.
 
+    Of SamReport: the deeper it stands in the largest object that is not found.
+
     Args:
         sharpness: Power of the error depth.
     """
@@ -75,11 +86,13 @@ class ClickTeacher(Teacher):
         """See `Teacher.label`; where a module labels the clicks, a cell counts with the label it would get now."""
         allowed = env.action_masks()
         scores: Iterable[NDArray[np.float32]]
+        signs = 1
         if isinstance(env.actions, LabelledCells):
             scores = labelled_scores(env)
+        elif isinstance(env.actions, RegionClicks):
+            scores = region_scores(env)
         else:
-            scores = [click_scores(env, row) for row in range(env.num_envs)]
-        signs = 1 if isinstance(env.actions, LabelledCells) else 2
+            signs, scores = 2, [click_scores(env, row) for row in range(env.num_envs)]
         pairs = zip(scores, allowed, strict=True)
         return np.stack([click_target(s, a, self.sharpness, signs) for s, a in pairs]), allowed
 
@@ -263,7 +276,8 @@ def teacher_of(
                 f"action_mode={env.settings.action_mode!r} here; leave it at 0, then the oracle teaches"
             )
         return SearchTeacher(env, policy, candidates, temperature)
-    if isinstance(actions, GridActions) or (isinstance(actions, LabelledCells) and actions.stop is not None):
+    labelled = isinstance(actions, LabelledCells) and actions.stop is not None
+    if isinstance(actions, GridActions | RegionClicks) or labelled:
         return ClickTeacher(sharpness)
     if isinstance(actions, SideMoves):
         return BoxTeacher()
@@ -272,7 +286,8 @@ def teacher_of(
     without = " without stop" if isinstance(actions, LabelledCells) else ""
     raise ValueError(
         f"there is nobody to clone for action_mode={env.settings.action_mode!r}{without}: the oracles teach clicks on "
-        "the grid with stop (action_mode='grid'), SamBoxRefine's moves (action_mode='continuous'), SamPrefer's choices"
+        "the grid with stop (action_mode='grid'), SamBoxRefine's moves (action_mode='continuous'), SamPrefer's "
+        "choices, SamReport's clicks"
     )
 
 

@@ -13,7 +13,8 @@ import pytest
 import sam_gym
 from sam_gym.data import DATASETS, load_data, load_whole_class
 from sam_gym.data.spec import read_object_counts
-from sam_gym.registration import CLASSES, SETTINGS
+from sam_gym.data.windows import load_windows
+from sam_gym.registration import CLASSES, REPORT_SETTINGS, REPORTS, SETTINGS
 from sam_gym.registration import OBJECTS as SHORT
 
 Run = Callable[..., tuple[int, str, str]]
@@ -62,7 +63,15 @@ def test_packaged_numbers_of_objects(short: str, name: str) -> None:
 @pytest.mark.real_images
 def test_packaged_numbers_of_images_with_a_class(name: str) -> None:
     counted = {split: len(load_whole_class(name, split).objects) for split in DATASETS[name].splits}
-    assert read_object_counts(name, whole_class=True) == counted
+    assert read_object_counts(name, "classes") == counted
+
+
+@pytest.mark.parametrize(("short", "name"), REPORTS.items())
+@pytest.mark.real_images
+def test_packaged_numbers_of_windows(short: str, name: str) -> None:
+    side = REPORT_SETTINGS.get(short, {}).get("window")
+    counted = {split: len(load_windows(name, split, side=side).objects) for split in DATASETS[name].splits}
+    assert read_object_counts(name, "windows") == counted
 
 
 def test_listing_loads_no_torch() -> None:

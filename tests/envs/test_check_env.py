@@ -19,7 +19,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import sam_gym
 from sam_gym import data
-from sam_gym.registration import CLASSES, OBJECTS, TASKS
+from sam_gym.registration import CLASSES, OBJECTS, REPORTS, TASKS
 
 # An embedding has no natural bounds, and Gymnasium would rather have some.
 GYMNASIUM_WARNINGS = (
@@ -61,12 +61,13 @@ MODES = {
     "SamProofread": ("grid", "point", "box"),
     "SamPrefer": ("choice",),
     "SamPromptSemantic": ("grid",),
+    "SamReport": ("regions",),
 }
 
 
 def test_every_task_is_checked() -> None:
     assert set(MODES) == {task.name for task in TASKS}
-    assert len(sam_gym.env_ids()) == 4 * len(OBJECTS) + len(CLASSES) == len(set(sam_gym.env_ids()))
+    assert len(sam_gym.env_ids()) == 4 * len(OBJECTS) + len(CLASSES) + len(REPORTS) == len(set(sam_gym.env_ids()))
 
 
 @pytest.mark.parametrize(("task", "action_mode"), [(task, mode) for task, modes in MODES.items() for mode in modes])

@@ -13,11 +13,15 @@ from scipy import ndimage
 
 from sam_gym.data import SegmentationData, load_data
 from sam_gym.data.whole_class import whole_class
+from sam_gym.data.windows import windows_of
 from sam_gym.envs import agreement, engine
 from sam_gym.envs.base import EngineEnv
 from sam_gym.sam import PromptBatch
 
 Labels = NDArray[np.int32]
+
+JUDGED = ("iou", "dice", "f1", "grounded_f1")
+"""What an info has by the truth."""
 
 MODES = [
     ("SamPrompt-ISBI-v0", "grid"),
@@ -27,6 +31,7 @@ MODES = [
     ("SamBoxRefine-ISBI-v0", "discrete"),
     ("SamPrefer-ISBI-v0", "choice"),
     ("SamPromptSemantic-VNCMitochondria-v0", "grid"),
+    ("SamReport-VNCMitochondria-v0", "regions"),
 ]
 """Every task in every action mode."""
 
@@ -69,6 +74,7 @@ def environment(tiny: dict[str, Any], tiny_clip: str, monkeypatch: pytest.Monkey
     def make(env_id: str, data: SegmentationData, **settings: Any) -> EngineEnv:
         monkeypatch.setattr(engine, "load_data", lambda *_: data)
         monkeypatch.setattr(engine, "load_whole_class", lambda *_: whole_class(data))
+        monkeypatch.setattr(engine, "load_windows", lambda *_: windows_of(data, None, 10**6, 1))
         return gymnasium.make(env_id, **{**tiny, "clip": tiny_clip, **settings}).unwrapped
 
     return make
@@ -120,7 +126,7 @@ def assert_equal_worlds_and_other_rewards(
                 "prompts": prompts,
                 "rewards": [reply[1] for reply in replies[1:]],
                 "quality": [reply[-1]["iou"] for reply in replies],
-                "seen": [{k: v for k, v in reply[-1].items() if k not in ("iou", "dice")} for reply in replies],
+                "seen": [{k: v for k, v in reply[-1].items() if k not in JUDGED} for reply in replies],
             }
         )
     for key in ("observations", "ends", "masks", "prompts", "seen"):
@@ -179,6 +185,7 @@ def test_equal_boxes_are_equal_episodes(
             env_id,
             SegmentationData("isbi2012", "val", "isbi2012", ["one"], [image], [labels], min_area=1),
             action_mode=action_mode,
+            min_area=1,
         )
         for labels in (full, thin)
     )

@@ -17,7 +17,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sam_gym.envs import SamBoxRefineVectorEnv, SamPreferVectorEnv, SamPromptSemanticVectorEnv, SamPromptVectorEnv
+from sam_gym.envs import (
+    SamBoxRefineVectorEnv,
+    SamPreferVectorEnv,
+    SamPromptSemanticVectorEnv,
+    SamPromptVectorEnv,
+    SamReportVectorEnv,
+)
 
 N = 3
 STOP = 2 * 16 * 16
@@ -29,11 +35,14 @@ seeds = st.none() | st.integers(0, 2**31) | st.lists(st.integers(0, 2**31), min_
 
 
 PROMPT, REFINE, SEMANTIC = "SamPrompt-ISBI-v0", "SamBoxRefine-ISBI-v0", "SamPromptSemantic-WBC-v0"
-PREFER = "SamPrefer-ISBI-v0"
+PREFER, REPORT = "SamPrefer-ISBI-v0", "SamReport-DSB-v1"
 CLASSES = {
     PROMPT: SamPromptVectorEnv, REFINE: SamBoxRefineVectorEnv, SEMANTIC: SamPromptSemanticVectorEnv,
-    PREFER: SamPreferVectorEnv,
+    PREFER: SamPreferVectorEnv, REPORT: SamReportVectorEnv,
 }  # fmt: skip
+
+REAL = [pytest.param(one, marks=pytest.mark.real_images) for one in (SEMANTIC, REPORT)]
+"""Of datasets that nothing generated stands in for."""
 
 
 def sync(
@@ -58,7 +67,10 @@ def roll(env: VectorEnv, seed: Any, actions: list, reset_seed: int) -> list:
     return said
 
 
-@pytest.mark.parametrize("env_id", [PROMPT, REFINE, PREFER, pytest.param(SEMANTIC, marks=pytest.mark.real_images)])
+@pytest.mark.parametrize(
+    "env_id",
+    [PROMPT, REFINE, PREFER, *(pytest.param(one, marks=pytest.mark.real_images) for one in (SEMANTIC, REPORT))],
+)
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=8)
 @given(
@@ -89,6 +101,10 @@ def test_equals_single_environments(
         actions = [[9 if one == STOP else one % 9 for one in each] for each in actions]
     if env_id == PREFER:
         actions = [[one % 4 for one in each] for each in actions]
+    if env_id == REPORT:
+        changes |= {"dataset": "dsb2018-153", "window": 128, "clip": tiny_clip, "reward": {"f1": 1.0, "grounded_f1": 1}}
+        changes |= {"min_area": 1, "granularity": "largest"}  # so that the tiny SAM finds regions
+        actions = [[256 if one == STOP else one % 256 for one in each] for each in actions]
     vector = CLASSES[env_id](N, autoreset_mode=mode, max_episode_steps=limit, **tiny, **changes)
     expected = roll(sync(tiny, mode, limit, env_id, **changes), seed, actions, reset_seed)
     same(roll(vector, seed, actions, reset_seed), expected)
@@ -155,7 +171,7 @@ def test_mixed_steps_need_one_decode_call(make_vec: Callable[..., VectorEnv], mo
             env.reset(options={"reset_mask": ended})
 
 
-@pytest.mark.parametrize("env_id", list(CLASSES))
+@pytest.mark.parametrize("env_id", [one for one in CLASSES if one != REPORT])  # facts are found on the host
 @pytest.mark.parametrize("observation", ["full", "reference"])
 def test_no_full_size_mask_comes_to_the_host(
     make_vec: Callable[..., VectorEnv], tiny_clip: str, observation: str, env_id: str, monkeypatch: pytest.MonkeyPatch
