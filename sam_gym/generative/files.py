@@ -1,0 +1,34 @@
+"""Where the weights of a set of pictures are: in the package, or in the cache where `train_base` writes them."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from sam_gym._utils import fetching
+from sam_gym.generative.model import ModelError
+
+NAMES = {"smears": "Smears", "dsb2018-153": "DSB", "wbc-cell": "WBC", "synthetic-em": "Synthetic"}
+"""Set of pictures -> what ids and commands call it."""
+
+
+def trained_folder(dataset: str) -> Path:
+    """Where `train_base` writes by default, and environments look."""
+    return fetching.cache_dir() / "denoise" / dataset
+
+
+def weights_file(dataset: str, what: str) -> Path:
+    """The file of a set's "base", "reward" or "judge"; one in the cache goes before the packaged one.
+
+    Raises:
+        ModelError: Nobody has trained it here.
+    """
+    trained = trained_folder(dataset) / f"{what}.safetensors"
+    packaged = Path(str(resources.files("sam_gym.generative"))) / "weights" / dataset / f"{what}.safetensors"
+    for path in (trained, packaged):
+        if path.is_file():
+            return path
+    raise ModelError(
+        f"there are no weights ({what}) for {dataset}, and none ship with sam_gym. This command trains them:\n  python -m sam_gym.generative.train_base --dataset {NAMES.get(dataset, dataset)}\n"
+        f"It writes to {trained.parent}, where environments find them."
+    )
