@@ -1,7 +1,7 @@
 """Denoise: draw a picture of a cell of the class asked for, in T steps of a diffusion model.
 
-Settings, engine, single and vector environment; no SAM is in it. Seeding, autoreset and Gymnasium's interfaces are those of
-`sam_gym.envs.episodic`; the network, its steps and the classifiers are `sam_gym.generative`'s.
+Settings, engine, single and vector environment; no SAM is in it. Seeding, autoreset and Gymnasium's interfaces are
+those of `sam_gym.envs.episodic`; the network, its steps and the classifiers are `sam_gym.generative`'s.
 """
 
 from __future__ import annotations
@@ -345,7 +345,7 @@ class DenoiseEnv(SingleEnv):
     | `device`      | "auto"            | where the networks run                                                |
     | `render_mode` | None              | "rgb_array": a film strip from noise to picture                       |
 
-    The models of the smears ship with sam_gym; `python -m sam_gym.generative.train_base` trains those of other data sets.
+    The models of the smears ship with sam_gym; `python -m sam_gym.generative.train_base` trains those of the others.
 
     ## Vectorized environment
 

@@ -49,7 +49,7 @@ class _Residual(nn.Module):
 
 def _trunk(role: str) -> nn.Sequential:
     if role == REWARD:
-        return nn.Sequential(_block(3, 24), _block(24, 48), _block(48, FEATURES))
+        return nn.Sequential(_block(3, 16), _block(16, 32), _block(32, FEATURES))
     return nn.Sequential(
         nn.Conv2d(3, 40, 2, 2), _Residual(40), _Residual(40), nn.Conv2d(40, FEATURES, 2, 2), _Residual(FEATURES),
         _Residual(FEATURES), nn.GroupNorm(8, FEATURES), nn.GELU(),
@@ -123,7 +123,7 @@ def train_classifier(
     pictures: Pictures,
     role: str,
     *,
-    steps: int = 1500,
+    steps: int = 1000,
     batch: int = 64,
     seed: int = 0,
     noise: float = 0.06,

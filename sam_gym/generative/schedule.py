@@ -8,6 +8,7 @@ environments need. No network is in here.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -76,8 +77,9 @@ class Schedule:
         return after.sqrt() * image + towards * noise
 
 
+@lru_cache(maxsize=1)
 def alphas() -> Tensor:
-    """(1000,) float64: the image's share of the variance after each trained step of noise, `alphas_cumprod`."""
+    """(1000,) float64: the image's share of the variance after each trained step of noise, `alphas_cumprod`; not to be changed."""
 
     def bar(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from PIL import Image
 
+from sam_gym._utils.fetching import atomic_path, cache_dir, sha256_of
 from sam_gym._utils.naming import unknown
 from sam_gym._utils.progress import progress_bar
-from sam_gym.data import load_data, sources, wbc
+from sam_gym.data import load_data, smears, sources, synthetic, wbc
 from sam_gym.data.smears import CYTOPLASM, NUCLEI, generate_smear
 from sam_gym.data.spec import FileRecord, read_file_list
 from sam_gym.data.synthetic import CYTOPLASM as EM_CYTOPLASM
@@ -110,7 +115,7 @@ class PictureSet:
 
 
 def load_pictures(name: str, split: str = "train", *, progress: bool = True) -> Pictures:
-    """All pictures of a split; they are the same each time.
+    """All pictures of a split; they are the same each time, and kept in the cache.
 
     Args:
         name: "smears", "dsb2018-153", "wbc-cell" or "synthetic-em".
@@ -126,13 +131,28 @@ def load_pictures(name: str, split: str = "train", *, progress: bool = True) -> 
     if split not in SPLITS:
         raise PicturesError(unknown("split", split, SPLITS))
     one = SETS[name]
+    file = _cache_file(name, split)
+    if file.is_file():
+        with np.load(file) as kept:
+            return Pictures(name, split, one.classes, kept["images"], kept["labels"])
     images, labels = [], []
     with progress_bar("pictures", one.count(split), "picture", shown=progress) as bar:
         for image, label in one.draw(split):
             images.append(image)
             labels.append(label)
             bar.update()
-    return Pictures(name, split, one.classes, np.stack(images), np.array(labels, np.int64))
+    pictures = Pictures(name, split, one.classes, np.stack(images), np.array(labels, np.int64))
+    with atomic_path(file) as path, path.open("wb") as opened:
+        np.savez_compressed(opened, images=pictures.images, labels=pictures.labels)
+    return pictures
+
+
+def _cache_file(name: str, split: str) -> Path:
+    """Where the pictures are kept; other code, data or libraries mean another file."""
+    code = [sha256_of(str(module.__file__)) for module in (sys.modules[__name__], smears, synthetic)]
+    made_of = repr((name, split, code, np.__version__, scipy.__version__))
+    key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    return cache_dir() / "denoise" / name / f"pictures-{split}-{key}.npz"
 
 
 def cut(image: NDArray[np.uint8], centre: tuple[float, float], side: float) -> NDArray[np.uint8]:
@@ -159,7 +179,7 @@ def _around(image: NDArray[np.uint8], box: NDArray[np.floating], scale: float) -
 # ------------------------------------------------------------------------------------------------------------ smears
 
 SMEAR_SIDE = 96  # px; of the generated smear that a picture is cut from
-SMEAR_COUNTS = {"train": (3000, 1800, 900, 300), "test": (200, 200, 200, 200)}
+SMEAR_COUNTS = {"train": (1500, 900, 450, 150), "test": (150, 150, 150, 150)}
 """Pictures of each of `NUCLEI`: in training as unequal as in blood, two lobes being the rare class."""
 SMEAR_SEEDS = {"train": 10_000, "test": 90_000}
 """Where their seeds begin; those of the splits of `sam_gym.data` are below 100."""

@@ -40,7 +40,7 @@ class Arguments:
     """The set of pictures, as in the environment's id."""
     steps: int = BaseSettings.steps
     """Steps of the diffusion model. More of them later go on from where it stood."""
-    classifier_steps: int = 1500
+    classifier_steps: int = 1000
     """Steps of each classifier."""
     seed: int = 0
     """Of everything."""

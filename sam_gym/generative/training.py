@@ -1,7 +1,8 @@
 """Training the network that denoises, on pictures of cells by class; `train_base` is the command.
 
-AdamW, averaged weights, and the class of one picture in ten hidden from the network. A step is a batch of pictures with noise of a random strength, and the network's error in the velocity. Everything
-follows from the seed, interrupted or not.
+AdamW and averaged weights; one picture's class in ten is hidden from the network. A step is a batch of pictures with
+noise of a random strength, and the network's error in the velocity. Everything follows from the seed, interrupted or
+not.
 """
 
 from __future__ import annotations
@@ -101,7 +102,6 @@ class BaseTrainer:
         self.average = Average(self.model, settings.average)
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
         self._images, self._labels = to_samples(pictures.images), torch.as_tensor(pictures.labels)
-        self._alphas = alphas().float()
         self.steps_done = 0
         if state is not None and state.is_file():
             self._resume(torch.load(state, weights_only=True))
@@ -142,7 +142,7 @@ class BaseTrainer:
         labels = torch.where(hidden, self.model.no_class, self._labels[rows])
         timesteps = torch.as_tensor(rng.integers(TRAINED_STEPS, size=settings.batch))
         noise = torch.as_tensor(rng.standard_normal(images.shape, np.float32))
-        loss = self._loss(images, noise, timesteps, labels)
+        loss = velocity_errors(self.model, images, noise, timesteps, labels).mean()
         self._optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -151,8 +151,10 @@ class BaseTrainer:
         self.average.update(self.model, self.steps_done)
         return float(loss.detach())
 
-    def _loss(self, images: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        alpha = self._alphas[timesteps][:, None, None, None]
-        noisy = alpha.sqrt() * images + (1 - alpha).sqrt() * noise
-        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * images
-        return ((self.model(noisy, timesteps, labels) - velocity) ** 2).mean()
+
+def velocity_errors(model: Denoiser, images: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+    """(N,) mean squared error in the velocity of pictures (N, 3, 32, 32) with noise, at trained steps (N,)."""
+    alpha = alphas().float().to(images.device)[timesteps][:, None, None, None]
+    noisy = alpha.sqrt() * images + (1 - alpha).sqrt() * noise
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * images
+    return ((model(noisy, timesteps, labels) - velocity) ** 2).flatten(1).mean(1)
