@@ -34,6 +34,7 @@ SAMPLE, NOISE = ACTION_MODES = ("sample", "noise")
 LOG_PROBABILITY, CORRECT = REWARDS = ("log_probability", "correct")
 
 SHAPE = (3, SIZE, SIZE)
+LIMIT = 10.0  # of the numbers in an action: normal noise is never so large, and agents for bounded actions want a bound
 FRAMES, ZOOM = 7, 2  # pictures in a row of the film strip, and how much they are enlarged
 
 
@@ -130,10 +131,10 @@ class DenoiseEngine:
         self.schedule = Schedule(settings.steps, sigma_floor=settings.sigma_floor).to(self.device)
         if settings.action_mode == NOISE:
             _ = self.model  # what it lacks is said now, not at the first step
-        unbounded = spaces.Box(-np.inf, np.inf, SHAPE, np.float32)
-        self.action_space: spaces.Space = unbounded
+        self.action_space: spaces.Space = spaces.Box(-LIMIT, LIMIT, SHAPE, np.float32)
+        samples = spaces.Box(-np.inf, np.inf, SHAPE, np.float32)
         self.observation_space = spaces.Dict(
-            {"x": unbounded, "t": spaces.Discrete(settings.steps + 1), "class": spaces.Discrete(len(self.classes))}
+            {"x": samples, "t": spaces.Discrete(settings.steps + 1), "class": spaces.Discrete(len(self.classes))}
         )
         whole = np.zeros(n, np.int64)
         self.episodes = Denoised(whole.copy(), whole.copy(), np.zeros(n, np.int32), np.zeros(n, np.bool_))
@@ -169,7 +170,7 @@ class DenoiseEngine:
         named = {name: k for k, name in enumerate(self.classes)}
         if isinstance(wanted, str) and wanted in named:
             return named[wanted]
-        if isinstance(wanted, int | np.integer) and 0 <= wanted < len(self.classes):
+        if isinstance(wanted, int | np.integer) and not isinstance(wanted, bool) and 0 <= wanted < len(self.classes):
             return int(wanted)
         listed = ", ".join(f"{k} {name!r}" for k, name in enumerate(self.classes))
         raise ValueError(f"the pictures of {self.settings.dataset} have no class {wanted!r}; there are {listed}")
@@ -200,9 +201,12 @@ class DenoiseEngine:
         given = np.asarray(actions, np.float32)
         if given.shape != (len(rows), *SHAPE):
             raise ValueError(f"an action is {SHAPE} numbers, got {given.shape[1:]}")
-        if not np.isfinite(given).all():
-            broken = rows[~np.isfinite(given).reshape(len(rows), -1).all(1)].tolist()
-            raise ValueError(f"actions must be finite; those of rows {broken} hold NaN or infinity")
+        inside = (np.abs(given) <= LIMIT).reshape(len(rows), -1).all(1)  # NaN fails the comparison too
+        if not inside.all():
+            raise ValueError(
+                f"an action's numbers are in -{LIMIT:g}..{LIMIT:g}; those of rows {rows[~inside].tolist()} are not, or "
+                "are NaN"
+            )
         at, action = torch.as_tensor(rows, device=self.device), torch.as_tensor(given, device=self.device)
         if self.settings.action_mode == NOISE:
             left, label = (
@@ -290,12 +294,12 @@ class DenoiseEnv(SingleEnv):
 
     ## Action Space
 
-    `Box(-inf, inf, (3, 32, 32), float32)`: the next sample, x_(t-1). Whoever acts brings a diffusion model along,
-    say a copy of `env.unwrapped.engine.model`, and draws from it.
+    `Box(-10, 10, (3, 32, 32), float32)`: the next sample, x_(t-1). Whoever acts brings a diffusion model along, say a
+    copy of `env.unwrapped.engine.model`, and draws from it.
 
     With `action_mode="noise"` the action is the noise beside the frozen model's mean, in standard deviations: the next
-    sample is mean + sigma * action. `action_space.sample()` is the plain diffusion model then, and any agent for
-    continuous actions can act.
+    sample is mean + sigma * action. Standard normal actions are the plain diffusion model then, and any agent for
+    continuous actions can act. (`action_space.sample()` is far noisier: it is uniform in -10..10.)
 
     ## Observation Space
 

@@ -79,7 +79,7 @@ class Schedule:
 
 @lru_cache(maxsize=1)
 def alphas() -> Tensor:
-    """(1000,) float64: the image's share of the variance after each trained step of noise, `alphas_cumprod`; not to be changed."""
+    """(1000,) float64, not to be changed: the image's share of the variance after each trained step of noise."""
 
     def bar(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
