@@ -141,7 +141,7 @@ def env_ids() -> list[str]:
 
 
 def denoise_ids() -> list[str]:
-    r"""The ids of the denoising family, which `env_ids` does not have; "Synthetic" and others need trained weights.
+    r"""The ids of the denoising family, which `env_ids` does not have; all but the smears need weights to be trained.
 
     Example:
         >>> print(*denoise_ids(), sep="\n")
@@ -177,5 +177,9 @@ def register_envs() -> None:
 
 def _register(name: str, task: Task, settings: Mapping[str, str | int]) -> None:
     if name not in gymnasium.registry:
-        points = {"entry_point": task.entry_point, "vector_entry_point": task.vector_entry_point}
-        gymnasium.register(id=name, **points, kwargs=dict(settings))
+        gymnasium.register(
+            id=name,
+            entry_point=task.entry_point,
+            vector_entry_point=task.vector_entry_point,
+            kwargs=dict(settings),
+        )
