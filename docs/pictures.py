@@ -42,7 +42,7 @@ SMEAR_SEEDS = (8, 9, 10, 11, 12, 13, 14, 15)
 """Generated smears with one white cell that lies wholly inside."""
 
 DENOISED = "Denoise-Smears-v0"
-"""The one of its family whose models ship with sam_gym."""
+"""The one of its family that is drawn; its models have to be trained before."""
 
 COLUMNS, MAX_BYTES = 4, 80_000
 
@@ -66,7 +66,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     if unknown := sorted(set(arguments.ids) - {*env_ids(), DENOISED}):
         sys.exit(f"error: there is no environment {unknown[0]!r}; there are {', '.join([*env_ids(), DENOISED])}")
-    for env_id in arguments.ids or (*env_ids(), DENOISED):
+    for env_id in arguments.ids or env_ids():
         if env_id == DENOISED:
             draw_cell(arguments)
             continue

@@ -141,7 +141,7 @@ def env_ids() -> list[str]:
 
 
 def denoise_ids() -> list[str]:
-    r"""The ids of the denoising family, which `env_ids` does not have; all but the smears need weights to be trained.
+    r"""The ids of the denoising family, which `env_ids` does not have: they need trained weights.
 
     Example:
         >>> print(*denoise_ids(), sep="\n")

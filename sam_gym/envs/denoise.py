@@ -349,7 +349,7 @@ class DenoiseEnv(SingleEnv):
     | `device`      | "auto"            | where the networks run                                                |
     | `render_mode` | None              | "rgb_array": a film strip from noise to picture                       |
 
-    The models of the smears ship with sam_gym; `python -m sam_gym.generative.train_base` trains those of the others.
+    `python -m sam_gym.generative.train_base` trains the models of a data set; environments find them by themselves.
 
     ## Vectorized environment
 

@@ -1,8 +1,7 @@
-"""Where the weights of a set of pictures are: in the package, or in the cache where `train_base` writes them."""
+"""Where the weights of a set of pictures are: in the cache, where `train_base` writes them."""
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from sam_gym._utils import fetching
@@ -18,18 +17,16 @@ def trained_folder(dataset: str) -> Path:
 
 
 def weights_file(dataset: str, what: str) -> Path:
-    """The file of a set's "base", "reward" or "judge"; one in the cache goes before the packaged one.
+    """The file of a set's "base", "reward" or "judge".
 
     Raises:
         ModelError: Nobody has trained it here.
     """
-    trained = trained_folder(dataset) / f"{what}.safetensors"
-    packaged = Path(str(resources.files("sam_gym.generative"))) / "weights" / dataset / f"{what}.safetensors"
-    for path in (trained, packaged):
-        if path.is_file():
-            return path
+    path = trained_folder(dataset) / f"{what}.safetensors"
+    if path.is_file():
+        return path
     raise ModelError(
-        f"there are no weights ({what}) for {dataset}, and none ship with sam_gym. This command trains them, in about "
-        f"40 minutes on two cores, and writes to {trained.parent}, where environments find them:\n"
+        f"there are no weights ({what}) for {dataset}, and none ship with sam_gym. This command trains them, and writes "
+        f"to {path.parent}, where environments find them:\n"
         f"  python -m sam_gym.generative.train_base --dataset {NAMES.get(dataset, dataset)}"
     )

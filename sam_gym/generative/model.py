@@ -1,6 +1,6 @@
 """The network that denoises: diffusers' `UNet2DModel`, told the class, in 32 x 32; its file; and images drawn with it.
 
-It sees each image as 16 x 16 patches of 2 x 2 pixels, which halves the time and costs little. It predicts the velocity
+It sees each image as 16 x 16 patches of 2 x 2 pixels, which about halves the time. It predicts the velocity
 v = sqrt(alpha) noise - sqrt(1 - alpha) image (Salimans and Ho 2022, arXiv 2202.00512). Training is in
 `sam_gym.generative.training` and `ddpo`.
 """
