@@ -26,7 +26,7 @@ import sam_gym
 from sam_gym.commands.listing import describe
 from sam_gym.data import DATASETS
 from sam_gym.evaluation.report import markdown as table
-from sam_gym.registration import TASKS
+from sam_gym.registration import DENOISE, TASKS
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -35,6 +35,7 @@ OUTSIDE = "repository"
 """Folder of the site for files that are not in docs/."""
 
 LEADERBOARD_MARK, DATASETS_MARK = "<!-- LEADERBOARD.md -->", "<!-- datasets -->"
+DENOISE_MARK = "<!-- denoise specification -->"
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)")
 """The target of a relative link or picture, without its anchor."""
 
@@ -71,9 +72,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def included(text: str) -> str:
-    """A page with what stands for its marks: LEADERBOARD.md, or what writes it, and the table of datasets."""
+    """A page with what stands for its marks: LEADERBOARD.md, or what writes it; the datasets; a specification."""
     if LEADERBOARD_MARK in text:
         text = text.replace(LEADERBOARD_MARK, leaderboard())
+    if DENOISE_MARK in text:
+        text = text.replace(DENOISE_MARK, specification(_docstring(DENOISE.entry_point)))
     return text.replace(DATASETS_MARK, datasets()) if DATASETS_MARK in text else text
 
 
@@ -162,7 +165,6 @@ def environment_page(env_id: str) -> str:
     facts, spec = describe(env_id), gymnasium.spec(env_id)
     entry_point = str(spec.entry_point)
     text = _docstring(entry_point)
-    specification = re.sub(r"^## ", "### ", text.partition("\n")[2].strip(), flags=re.MULTILINE)
     name = entry_point.partition(":")[2]
     objects = "".join(f", {count} in {split}" for split, count in facts["objects"].items())
     dataset = DATASETS[facts["dataset"]]
@@ -195,8 +197,13 @@ hide: [toc]
 
 This is the docstring of `{name}`. It is the same for every dataset of the task, so an id in it is one of several.
 
-{specification}
+{specification(text)}
 """
+
+
+def specification(docstring: str) -> str:
+    """A docstring without its first line, its headings one level down."""
+    return re.sub(r"^## ", "### ", docstring.partition("\n")[2].strip(), flags=re.MULTILINE)
 
 
 def picture(env_id: str) -> str:

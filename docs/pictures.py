@@ -42,6 +42,9 @@ OVERLAY = (BOX, CUE, MASK, NEGATIVE, POSITIVE, TRUTH)
 SMEAR_SEEDS = (8, 9, 10, 11, 12, 13, 14, 15)
 """Generated smears with one white cell that lies wholly inside."""
 
+DENOISED = "Denoise-Smears-v0"
+"""The one of its family that is drawn; its models have to be trained before."""
+
 COLUMNS, MAX_BYTES = 4, 80_000
 
 
@@ -62,9 +65,12 @@ class Arguments:
 def main() -> None:
     """Parse the arguments, draw."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    if unknown := sorted(set(arguments.ids) - set(env_ids())):
-        sys.exit(f"error: there is no environment {unknown[0]!r}; there are {', '.join(env_ids())}")
+    if unknown := sorted(set(arguments.ids) - {*env_ids(), DENOISED}):
+        sys.exit(f"error: there is no environment {unknown[0]!r}; there are {', '.join([*env_ids(), DENOISED])}")
     for env_id in arguments.ids or env_ids():
+        if env_id == DENOISED:
+            draw_cell(arguments)
+            continue
         env = make_evaluation_env(
             env_id, "test", 1, render_mode="rgb_array", precision="exact", **_pixels(env_id, arguments.real)
         )
@@ -76,6 +82,20 @@ def main() -> None:
         source = env.data.source
         write_strip(path, frames, source, COLUMNS - env_id.startswith("SamReport"))  # which has to be read
         print(f"{path}: {source}, {len(frames) - 1} steps, {path.stat().st_size / 1e3:.0f} kB")
+
+
+def draw_cell(arguments: Arguments) -> None:
+    """The film strip of an episode of the plain diffusion model of the smears."""
+    env = gymnasium.make(DENOISED, action_mode="noise", device="cpu", render_mode="rgb_array")
+    env.reset(seed=arguments.seed, options={"class": 0})
+    rng, ended = np.random.default_rng(arguments.seed), False
+    while not ended:
+        _, _, ended, _, _ = env.step(rng.standard_normal(env.action_space.shape, np.float32))
+    path, notes = arguments.out / f"{DENOISED}.png", PngInfo()
+    notes.add_text("Source", "drawn by the diffusion model of the smears")
+    with atomic_path(path) as temporary:
+        Image.fromarray(np.asarray(env.render())).save(temporary, "PNG", optimize=True, pnginfo=notes)
+    print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 
 
 def _pixels(env_id: str, real: bool) -> dict[str, Any]:

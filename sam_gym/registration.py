@@ -115,10 +115,20 @@ TASKS = (
     _task("SamPromptSemantic", 0, "semantic:SamPromptSemantic", CLASSES, {}, "classes"),
     _task("SamReport", 0, "report:SamReport", REPORTS, REPORT_SETTINGS, "windows"),
 )
+"""Tasks in which a SAM is prompted."""
+
+DENOISE = _task(
+    "Denoise",
+    0,
+    "denoise:Denoise",
+    {"Smears": "smears", "DSB": "dsb2018-153", "WBC": "wbc-cell", "Synthetic": "synthetic-em"},
+    {},
+)
+"""The task in which pictures of cells are drawn. No SAM is in it, and no prompter, oracle or leaderboard knows it."""
 
 
 def env_ids() -> list[str]:
-    r"""All ids of this package that can be made without an argument, in the table's order.
+    r"""All ids in which a SAM is prompted and that can be made without an argument, in the table's order.
 
     Example:
         >>> print(*env_ids(), sep="\n")
@@ -165,6 +175,19 @@ def env_ids() -> list[str]:
     return [task.env_id(short) for task in TASKS for short in task.datasets]
 
 
+def denoise_ids() -> list[str]:
+    r"""The ids of the denoising family, which `env_ids` does not have: they need trained weights.
+
+    Example:
+        >>> print(*denoise_ids(), sep="\n")
+        Denoise-Smears-v0
+        Denoise-DSB-v0
+        Denoise-WBC-v0
+        Denoise-Synthetic-v0
+    """
+    return [f"{DENOISE.name}-{short}-v{DENOISE.version}" for short in DENOISE.datasets]
+
+
 def unlisted_ids() -> list[str]:
     """The other ids of single objects: of folders, which need `root=...`, and of the mixture.
 
@@ -182,10 +205,16 @@ def register_envs() -> None:
         names = {task.env_id(short): (short, dataset) for short, dataset in {**task.datasets, **more}.items()}
         names |= {f"{task.name}-{short}-v0": (short, dataset) for short, dataset in EARLIER.items()}
         for name, (short, dataset) in names.items():
-            if name not in gymnasium.registry:
-                gymnasium.register(
-                    id=name,
-                    entry_point=task.entry_point,
-                    vector_entry_point=task.vector_entry_point,
-                    kwargs={"dataset": dataset, **task.settings.get(short, {})},
-                )
+            _register(name, task, {"dataset": dataset, **task.settings.get(short, {})})
+    for name, dataset in zip(denoise_ids(), DENOISE.datasets.values(), strict=True):
+        _register(name, DENOISE, {"dataset": dataset})
+
+
+def _register(name: str, task: Task, settings: Mapping[str, str | int]) -> None:
+    if name not in gymnasium.registry:
+        gymnasium.register(
+            id=name,
+            entry_point=task.entry_point,
+            vector_entry_point=task.vector_entry_point,
+            kwargs=dict(settings),
+        )

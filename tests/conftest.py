@@ -369,3 +369,32 @@ def browser(lacking: Callable[[str], NoReturn]) -> str:
     """The path of Chromium."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     return found or lacking("needs Chromium on the path: apt install chromium")
+
+
+# ---------------------------------------------------------------------------------------------- the denoising family
+
+
+@pytest.fixture(scope="session")
+def denoise(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of Denoise environments with models of random weights for two classes, and few steps."""
+    from sam_gym.generative.classifier import REWARD, Classifier
+    from sam_gym.generative.model import Denoiser
+
+    folder, classes = tmp_path_factory.mktemp("denoise"), ("dark", "bright")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Denoiser(classes, "smears").save(folder / "base.safetensors")
+        Classifier(classes, REWARD, "smears").save(folder / "reward.safetensors")
+    files = {"model": str(folder / "base.safetensors"), "classifier": str(folder / "reward.safetensors")}
+    return {"steps": 3, "device": "cpu", **files}
+
+
+@pytest.fixture
+def cached_models(denoise: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder in which `train_base` seems to have trained the models of the smears."""
+    monkeypatch.setenv("SAM_GYM_CACHE", str(tmp_path))
+    folder = tmp_path / "denoise" / "smears"
+    folder.mkdir(parents=True)
+    for name, key in (("base", "model"), ("reward", "classifier")):
+        (folder / f"{name}.safetensors").write_bytes(Path(denoise[key]).read_bytes())
+    return folder

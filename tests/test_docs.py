@@ -27,7 +27,7 @@ from PIL import Image
 
 from sam_gym.cli import main
 from sam_gym.data import DATASETS
-from sam_gym.registration import TASKS, env_ids, unlisted_ids
+from sam_gym.registration import TASKS, denoise_ids, env_ids, unlisted_ids
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -203,7 +203,8 @@ def wrong_commands(text: str) -> list[str]:
         else:
             good, options = line.startswith("pip install -e "), []
         good &= all(re.search(rf"(?<!\S){option}(?![\w-])", shown or "") for option in options)
-        good &= all(word in (*env_ids(), *unlisted_ids()) for word in words if re.fullmatch(r"Sam\w+-\w+-v\d+", word))
+        known = (*env_ids(), *unlisted_ids(), *denoise_ids())
+        good &= all(word in known for word in words if re.fullmatch(r"(Sam\w+|Denoise)-\w+-v\d+", word))
         good &= all((ROOT / word).exists() for word in words if word.startswith("benchmarks/"))
         if not good:
             wrong.append(line)
@@ -277,6 +278,9 @@ def test_the_site_builds(tmp_path: Path) -> None:
         page = (tmp_path / "environments" / f"{env_id}.html").read_text(encoding="utf-8")
         assert f"../pictures/{env_id}.png" in page
         assert (tmp_path / "pictures" / f"{env_id}.png").is_file()
+    page = (tmp_path / "denoise.html").read_text(encoding="utf-8")
+    assert all(f"<code>{env_id}</code>" in page for env_id in denoise_ids())
+    assert "Version History" in page  # the docstring
 
 
 # ------------------------------------------------------------------------------------------ environments' pages

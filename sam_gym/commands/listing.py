@@ -13,7 +13,7 @@ import tyro
 
 from sam_gym._utils.naming import question
 from sam_gym.commands.common import console, say
-from sam_gym.registration import TASKS, env_ids
+from sam_gym.registration import TASKS, denoise_ids, env_ids
 
 KINDS = ("scripted", "agents", "oracle")
 """Of entries of the leaderboard: needing neither training nor truth, trained, and looking at the truth."""
@@ -50,6 +50,7 @@ def list_environments(
         objects = "/".join(str(count) for count in row["objects"].values()) if row["objects"] else ""
         table.add_row(row["id"], objects, _best(row["scores"]), _state(row), row["licence"])
     console().print(table)
+    print(f"beside these, without a SAM: {', '.join(denoise_ids())}; see docs/denoise.md")
     print("objects: train/val/test; of SamPromptSemantic and SamReport images, or tiles of them")
     print("IoU: on held-out objects, of the best scripted prompter/agent/oracle on the leaderboard; -: none there")
     if any(row["state"] == "to be fetched" for row in rows):

@@ -14,12 +14,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from sam_gym._utils.naming import unknown
 from sam_gym.data.synthetic import smooth_noise
 
 SMEAR_SIZE = 128  # px; the side of a crop
 
 CLASS_NAMES = ("background", "red cell", "cytoplasm", "nucleus")
 BACKGROUND, RED_CELL, CYTOPLASM, NUCLEUS = range(4)
+
+NUCLEI = ("many lobes", "round", "kidney", "two lobes")
+"""What the nucleus of the cell in the middle may be asked to be: 3 to 5 lobes, round, kidney-shaped, 2 lobes."""
 
 _Floats = npt.NDArray[np.float32]
 _Bools = npt.NDArray[np.bool_]
@@ -41,7 +45,7 @@ class Smear:
     classes: npt.NDArray[np.uint8]
 
 
-def generate_smear(seed: int | np.random.Generator, size: int = SMEAR_SIZE) -> Smear:
+def generate_smear(seed: int | np.random.Generator, size: int = SMEAR_SIZE, *, nucleus: str | None = None) -> Smear:
     """Generate one crop of a smear with a white cell near its middle. Equal arguments give equal bytes.
 
     Another version of NumPy or SciPy may draw or round otherwise.
@@ -49,15 +53,18 @@ def generate_smear(seed: int | np.random.Generator, size: int = SMEAR_SIZE) -> S
     Args:
         seed: A seed >= 0, or a NumPy generator to draw from.
         size: Side of the square crop in px; at least 32.
+        nucleus: One of `NUCLEI`, for the white cell in the middle; None draws it.
 
     Returns:
         The image and its labels.
 
     Raises:
-        ValueError: `size` is too small, or the seed is negative.
+        ValueError: `size` is too small, the seed is negative, or there is no such nucleus.
     """
     if size < 32:
         raise ValueError(f"size must be at least 32 px, got {size}")
+    if nucleus not in (None, *NUCLEI):
+        raise ValueError(unknown("nucleus", nucleus, NUCLEI))
     rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
     # Light falls through: what lies on the slide absorbs, so layers multiply and only the background is bright.
     light = np.array([rng.uniform(0.85, 1.05), rng.uniform(0.8, 1.02), rng.uniform(0.45, 1.0)], np.float32)
@@ -68,7 +75,8 @@ def generate_smear(seed: int | np.random.Generator, size: int = SMEAR_SIZE) -> S
 
     _draw_red_cells(rng, image, cells, classes)
     for number in range(1 if rng.random() < 0.85 else 2):
-        _draw_white_cell(rng, image, cells, classes, light, central=number == 0)
+        central = number == 0
+        _draw_white_cell(rng, image, cells, classes, light, central, nucleus if central else None)
     _draw_debris(rng, image)
     return Smear(_expose(rng, image), cells, classes)
 
@@ -118,6 +126,7 @@ def _draw_white_cell(
     classes: npt.NDArray[np.uint8],
     light: npt.NDArray,
     central: bool,
+    shape: str | None,
 ) -> None:
     """A cell, darker along its outline, with its nucleus."""
     size = len(cells)
@@ -135,7 +144,7 @@ def _draw_white_cell(
     plasm = tint * (granules * clouds * edge)[:, :, None]
     _paint(image, np.clip(depth / 1.5 + 0.5, 0, 1), plasm.astype(np.float32))
 
-    lobes = np.minimum(_nucleus(rng, size, centre, radius), depth - 0.03 * radius)
+    lobes = np.minimum(_nucleus(rng, size, centre, radius, shape), depth - 0.03 * radius)
     nucleus = cell & (lobes > 0)
     stain = rng.uniform(0.15, 0.6) * np.array([rng.uniform(0.6, 1.25), rng.uniform(0.25, 0.8), rng.uniform(0.8, 1.5)])
     chromatin = 1 + rng.uniform(0.03, 0.25) * smooth_noise(rng, (size, size), rng.uniform(2.5, 7.0))
@@ -145,11 +154,12 @@ def _draw_white_cell(
     cells[cell] = int(cells.max()) + 1
 
 
-def _nucleus(rng: np.random.Generator, size: int, centre: npt.NDArray, radius: float) -> _Floats:
+def _nucleus(rng: np.random.Generator, size: int, centre: npt.NDArray, radius: float, shape: str | None) -> _Floats:
     """Depth below the nucleus' outline: round, kidney-shaped, or of two to five lobes along an arc."""
-    kind = rng.choice(["round", "kidney", "lobed"], p=[0.4, 0.25, 0.35])
-    if kind == "lobed":
-        count, start, turn = int(rng.integers(2, 6)), rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.3)
+    kind = str(rng.choice(["round", "kidney", "lobed"], p=[0.4, 0.25, 0.35])) if shape is None else shape
+    if kind.endswith(("lobed", "lobes")):
+        fewest, most = {"two lobes": (2, 2), "many lobes": (3, 5)}.get(kind, (2, 5))
+        count, start, turn = int(rng.integers(fewest, most + 1)), rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.3)
         reach, lobe = radius * rng.uniform(0.38, 0.55), radius * rng.uniform(0.22, 0.36)
         parts = []
         for k in range(count):

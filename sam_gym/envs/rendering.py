@@ -88,7 +88,7 @@ def render_choice(engine: PreferEngine, row: int) -> NDArray[np.uint8]:
         chosen = ended and k == picked
         draw.rectangle((x, y, x + half - 1, y + half - 1), outline=POSITIVE if chosen else PAPER, width=4)
         text = f"{k}   IoU {iou:.3f}" + (", picked" if chosen else "")
-        draw.text((x + 10, y + 8), text, fill=INK, font=_font(15), stroke_width=2, stroke_fill=PAPER)
+        draw.text((x + 10, y + 8), text, fill=INK, font=caption_font(15), stroke_width=2, stroke_fill=PAPER)
     _caption(draw, engine, row, [("truth", TRUTH), ("candidate", MASK)])
     return np.asarray(canvas)
 
@@ -149,7 +149,7 @@ def _deepest(mask: NDArray[np.bool_]) -> tuple[float, float]:
 
 
 def _mark(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str) -> None:
-    draw.text(at, text, fill=INK, font=_font(17), anchor="mm", stroke_width=2, stroke_fill=PAPER)
+    draw.text(at, text, fill=INK, font=caption_font(17), anchor="mm", stroke_width=2, stroke_fill=PAPER)
 
 
 def _dot(draw: ImageDraw.ImageDraw, at: tuple[float, float], radius: int = 3) -> None:
@@ -165,7 +165,7 @@ def _write_lines(
     size: int = 12,
 ) -> None:
     """Lines in their colours, one below the other, broken between words where they are wider than `width`."""
-    (x, y), font = at, _font(size)
+    (x, y), font = at, caption_font(size)
     for text, colour in lines:
         line = ""
         for word in text.split():
@@ -241,8 +241,8 @@ def _click(draw: ImageDraw.ImageDraw, at: tuple[float, float], positive: bool, n
     draw.line((x - 4, y, x + 4, y), fill=(255, 255, 255), width=2)
     if positive:
         draw.line((x, y - 4, x, y + 4), fill=(255, 255, 255), width=2)
-    draw.text((x + radius + 2, y - radius - 4), str(number), fill=(255, 255, 255), font=_font(13), stroke_width=1,
-              stroke_fill=(0, 0, 0))  # fmt: skip
+    draw.text((x + radius + 2, y - radius - 4), str(number), fill=(255, 255, 255), font=caption_font(13),
+              stroke_width=1, stroke_fill=(0, 0, 0))  # fmt: skip
 
 
 def _caption(
@@ -255,19 +255,20 @@ def _caption(
     quality = f"IoU {info['iou']:.3f}  ({info['iou'] - engine.first_iou[row]:+.3f})"
     if "f1" in info:
         quality = f"F1 {info['f1']:.2f}, grounded {info['grounded_f1']:.2f}"
-    draw.text((10, 6), quality, fill=INK, font=_font(20))
-    draw.text((SIZE - 10, 8), progress, fill=INK, font=_font(16), anchor="ra")
+    draw.text((10, 6), quality, fill=INK, font=caption_font(20))
+    draw.text((SIZE - 10, 8), progress, fill=INK, font=caption_font(16), anchor="ra")
     origin = "" if info["source"] == engine.settings.dataset else f"  [{info['source']}]"
     target = engine.text if engine.text_embedding is not None else f"object {info['object']}"
     x = float(SIZE - 10)
     for text, colour in legend:
-        draw.text((x, 38), text, fill=colour, font=_font(13), anchor="ra")
-        x -= draw.textlength(text, font=_font(13)) + 12
+        draw.text((x, 38), text, fill=colour, font=caption_font(13), anchor="ra")
+        x -= draw.textlength(text, font=caption_font(13)) + 12
     what = f"image {info['image']}, {target}{origin}"
-    while len(what) > 1 and draw.textlength(what, font=_font(13)) > x - 10:
+    while len(what) > 1 and draw.textlength(what, font=caption_font(13)) > x - 10:
         what = what[:-2] + "…"
-    draw.text((10, 38), what, fill=INK, font=_font(13))
+    draw.text((10, 38), what, fill=INK, font=caption_font(13))
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def caption_font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """The font of captions."""
     return ImageFont.load_default(size)

@@ -29,7 +29,21 @@ RESET_OPTIONS = ("image", "object", "cue")
 
 
 @dataclass(frozen=True)
-class Settings(ABC):
+class Parsed:
+    """Arguments of the environments of any family."""
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Self:
+        """Settings from keyword arguments; an unknown one is named together with the nearest known one."""
+        known = [f.name for f in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise TypeError(unknown("argument", name, known))
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class Settings(Parsed, ABC):
     """Arguments of all environments; all values survive JSON.
 
     Attributes:
@@ -156,15 +170,6 @@ class Settings(ABC):
                 raise ValueError(f"{name}={getattr(self, name)} is not an integer")
         if not np.isfinite(self.prompt_cost):
             raise ValueError(f"prompt_cost={self.prompt_cost} is not finite")
-
-    @classmethod
-    def parse(cls, given: Mapping[str, Any]) -> Self:
-        """Settings from keyword arguments; an unknown one is named together with the nearest known one."""
-        known = [f.name for f in fields(cls)]
-        for name in given:
-            if name not in known:
-                raise TypeError(unknown("argument", name, known))
-        return cls(**given)
 
     def choose(self, data: SegmentationData) -> SegmentationData:
         """The images of a split that are used: all of them."""

@@ -1,0 +1,32 @@
+"""Where the weights of a set of pictures are: in the cache, where `train_base` writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sam_gym._utils import fetching
+from sam_gym.generative.model import ModelError
+
+NAMES = {"smears": "Smears", "dsb2018-153": "DSB", "wbc-cell": "WBC", "synthetic-em": "Synthetic"}
+"""Set of pictures -> what ids and commands call it."""
+
+
+def trained_folder(dataset: str) -> Path:
+    """Where `train_base` writes by default, and environments look."""
+    return fetching.cache_dir() / "denoise" / dataset
+
+
+def weights_file(dataset: str, what: str) -> Path:
+    """The file of a set's "base", "reward" or "judge".
+
+    Raises:
+        ModelError: Nobody has trained it here.
+    """
+    path = trained_folder(dataset) / f"{what}.safetensors"
+    if path.is_file():
+        return path
+    raise ModelError(
+        f"there are no weights ({what}) for {dataset}, and none ship with sam_gym. This command trains them, and "
+        f"writes to {path.parent}, where environments find them:\n"
+        f"  python -m sam_gym.generative.train_base --dataset {NAMES.get(dataset, dataset)}"
+    )
