@@ -20,8 +20,9 @@ from sam_gym.envs.keeping import BEST_PREDICTED, LAST, judge_by
 from sam_gym.envs.observations import STATE
 from sam_gym.envs.prompt import SamPromptVectorEnv
 from sam_gym.prompters import Prompter, box_only
-from sam_gym.sam.backend import SamBackend, get_backend
+from sam_gym.sam.backend import get_backend
 from sam_gym.sam.checkpoints import checkpoint_id
+from sam_gym.sam.interface import Backend
 
 if TYPE_CHECKING:
     from sam_gym.sb3.saved import SavedAgent
@@ -86,7 +87,7 @@ class Segmenter:
         if agent is not None:
             self._env_class = agent.env_class
             self._settings |= agent.settings
-        self._backend: SamBackend = get_backend(checkpoint, device, precision)
+        self._backend: Backend = get_backend(checkpoint, device, precision)
         nothing = self._environment(1, np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4)))
         self._prompter: Prompter = box_only if agent is None else agent.prompter(nothing)
         if getattr(self._prompter, "judge", None) is not None:
