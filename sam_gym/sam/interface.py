@@ -271,8 +271,8 @@ class Backend(ABC):
 
     def _no_windows(self) -> str:
         return (
-            f"{self.checkpoint!r} is decoded on whole images only: windows and attention='foveated' are written for SAM "
-            "1 alone. Take attention='full' (`--attention full`), or a checkpoint of SAM 1"
+            f"{self.checkpoint!r} is decoded on whole images only: windows and attention='foveated' are written for "
+            "SAM 1 alone. Take attention='full' (`--attention full`), or a checkpoint of SAM 1"
         )
 
     def _check(
@@ -304,7 +304,7 @@ class Backend(ABC):
         return points, boxes
 
     def upscale(self, logits: Tensor, embedding: ImageEmbedding) -> Tensor:
-        """Low-resolution logits (..., 4h, 4w) of one image to its full size (..., H, W), as the model's authors do it."""
+        """Low-resolution logits (..., 4h, 4w) of one image to its full size (..., H, W), as its authors do it."""
         flat = logits.reshape(1, -1, *logits.shape[-2:])
         full = upscale(flat, self._logits_side, self._inside(embedding), embedding.image_size)
         return full.reshape(*logits.shape[:-2], *embedding.image_size)

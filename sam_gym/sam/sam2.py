@@ -76,8 +76,6 @@ class Sam2Backend(Backend):
         self._processor = _processor(folder, self._side)
         if disk_cache is not None:
             self.disk_cache = DiskCache(disk_cache, namespace_of(self._encoder_id(), torch.float32))
-        grid = self.model.get_image_wide_positional_embeddings()
-        self._positions: Tensor = grid
 
     @property
     def embedding_channels(self) -> int:
@@ -107,7 +105,7 @@ class Sam2Backend(Backend):
         return weights_id(about, tensors | {"no_memory": model.no_memory_embedding})
 
     def _run_encoder(self, image: NDArray[np.uint8]) -> Tensor:
-        pixels = self._processor(images=image, return_tensors="pt")["pixel_values"]
+        pixels = self._processor(images=image.copy(), return_tensors="pt")["pixel_values"]
         finest, fine, features = self.model.get_image_embeddings(pixels.to(self.device))
         return torch.cat([features, F.pixel_unshuffle(finest, 4), F.pixel_unshuffle(fine, 2)], dim=1)
 
