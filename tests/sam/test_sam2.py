@@ -185,8 +185,10 @@ def test_an_episode(folder: Path, vector: bool) -> None:
 
 def test_evaluate(folder: Path) -> None:
     """A record names the weights."""
-    record = evaluate(oracle_clicks, "SamPrompt-Synthetic-v0", "val", max_objects=2, checkpoint=str(folder), device="cpu")
-    assert record.header["checkpoint"] == checkpoint_id(str(folder)) and len(record.iou) == 2
+    record = evaluate(
+        oracle_clicks, "SamPrompt-Synthetic-v0", "val", max_objects=2, checkpoint=str(folder), device="cpu"
+    )
+    assert record.provenance["checkpoint"] == checkpoint_id(str(folder)) and len(record.iou) == 2
     assert checkpoint_id(folder).startswith("tiny-")
 
 
@@ -242,5 +244,9 @@ def test_broken_folders(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="type 'sam'"):
         make_backend(str(tmp_path), "cpu")
     (tmp_path / "config.json").write_text(json.dumps(config))
+    meta = tmp_path / "MedSAM2_latest.pt"
+    torch.save({"model": {"image_encoder.trunk.pos_embed": torch.zeros(1), "sam_mask_decoder.x": torch.zeros(1)}}, meta)
+    with pytest.raises(CheckpointError, match="SAM 2 in Meta's form.*script"):
+        make_backend(str(meta), "cpu")
     with pytest.raises(CheckpointError, match=r"lacks 4 of the weights.*conv_s0"):
         make_backend(str(tmp_path), "cpu")
