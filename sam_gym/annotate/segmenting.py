@@ -20,8 +20,9 @@ from sam_gym.envs.keeping import BEST_PREDICTED, LAST, judge_by
 from sam_gym.envs.observations import STATE
 from sam_gym.envs.prompt import SamPromptVectorEnv
 from sam_gym.prompters import Prompter, box_only
-from sam_gym.sam.backend import SamBackend, get_backend
+from sam_gym.sam.backend import get_backend
 from sam_gym.sam.checkpoints import checkpoint_id
+from sam_gym.sam.interface import Backend
 
 if TYPE_CHECKING:
     from sam_gym.sb3.saved import SavedAgent
@@ -91,7 +92,7 @@ class Segmenter:
         if agent is not None:
             self._env_class = agent.env_class
             self.settings |= agent.settings
-        self.backend: SamBackend = get_backend(checkpoint, device, precision)
+        self.backend: Backend = get_backend(checkpoint, device, precision)
         nothing = self.environment(1, np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4)))
         self.prompter: Prompter = box_only if agent is None else agent.prompter(nothing)
         if getattr(self.prompter, "judge", None) is not None:

@@ -1,4 +1,4 @@
-"""`sam-gym encode`: embed images ahead of a run. The work is done by `SamBackend`."""
+"""`sam-gym encode`: embed images ahead of a run. The work is done by a backend of `sam_gym.sam`."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def encode(
     readers = _images_of(images, split)
     from PIL.Image import DecompressionBombError
 
-    from sam_gym.sam import SamBackend
+    from sam_gym.sam.backend import make_backend
 
-    backend = SamBackend(checkpoint, device, precision, cache_bytes=1, disk_cache=root)
+    backend = make_backend(checkpoint, device, precision, cache_bytes=1, disk_cache=root)
     disk = backend.disk_cache
     assert disk is not None, "a folder was given"
     paths: set[Path] = set()

@@ -34,7 +34,7 @@ from torch import Tensor
 from sam_gym.envs.attention import WHOLE, Frame
 from sam_gym.envs.observations import Sampling, crop_map, sampled, sampling_of
 from sam_gym.envs.settings import Settings
-from sam_gym.sam.backend import ImageEmbedding
+from sam_gym.sam.interface import ImageEmbedding
 
 if TYPE_CHECKING:
     from sam_gym.semantics.scorer import RegionScorer

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from sam_gym._utils.boxes import tight_box
 from sam_gym._utils.depth import depth_in
-from sam_gym.sam.backend import ImageEmbedding, SamBackend, Window
+from sam_gym.sam.fovea import Window
+from sam_gym.sam.interface import Backend, ImageEmbedding
 from sam_gym.sam.masks import Masks, WindowMasks
 from sam_gym.sam.prompts import PromptBatch
 
@@ -46,7 +47,7 @@ class Attention(ABC):
         backend: The frozen SAM.
     """
 
-    def __init__(self, backend: SamBackend) -> None:
+    def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
     @abstractmethod

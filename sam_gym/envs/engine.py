@@ -31,7 +31,8 @@ from sam_gym.envs.posing import NO_CLICKS, Pose, pose_of
 from sam_gym.envs.rendering import render_episode
 from sam_gym.envs.rewards import Outcome, Quality, hit_reward, parse_reward, weighted
 from sam_gym.envs.settings import Settings
-from sam_gym.sam.backend import ImageEmbedding, get_backend
+from sam_gym.sam.backend import get_backend
+from sam_gym.sam.interface import ImageEmbedding
 from sam_gym.sam.masks import measure
 from sam_gym.sam.prompts import PromptBatch
 

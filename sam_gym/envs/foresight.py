@@ -41,8 +41,8 @@ class Foresight:
         if engine.labeler is not None:
             raise ValueError("a module labels the clicks, one episode at a time: make the environment without it")
         self._engine = engine
-        official = engine.backend.precision == "official"  # which has no windows
-        self._quick: Attention = engine.attention if official else FoveatedAttention(engine.backend)
+        windows = engine.backend.has_windows
+        self._quick: Attention = FoveatedAttention(engine.backend) if windows else engine.attention
         self._windows: dict[int, tuple[bytes, Window]] = {}
 
     def iou(self, rows: Rows, actions: NDArray, *, quick: bool = True) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from sam_gym.data import SegmentationData
 from sam_gym.envs.episode import ActionMode, Episodes
 from sam_gym.envs.labelling import Labeler
 from sam_gym.envs.rewards import Quality
-from sam_gym.sam.backend import SamBackend
+from sam_gym.sam.interface import Backend
 
 if TYPE_CHECKING:
     from sam_gym.envs.engine import PromptEngine
@@ -31,7 +31,7 @@ class EpisodeInterface:
         return self.engine.data
 
     @property
-    def backend(self) -> SamBackend:
+    def backend(self) -> Backend:
         """The frozen SAM."""
         return self.engine.backend
 

@@ -21,8 +21,8 @@ from sam_gym._utils.boxes import Floats
 from sam_gym.envs.episode import Cells, Episodes, checked_choices, in_view
 from sam_gym.envs.observations import embedding_map
 from sam_gym.envs.observers import Observer, Rows
-from sam_gym.sam.backend import ImageEmbedding
 from sam_gym.sam.cache import EmbeddingCache, content_key
+from sam_gym.sam.interface import ImageEmbedding
 
 if TYPE_CHECKING:
     from sam_gym.envs.settings import Settings

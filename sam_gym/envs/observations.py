@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from sam_gym.envs.attention import WHOLE, Frame
-from sam_gym.sam.backend import ImageEmbedding
+from sam_gym.sam.interface import ImageEmbedding
 from sam_gym.sam.prompts import ABSENT
 
 MAP_SIZE = 64

@@ -23,7 +23,7 @@ from sam_gym.envs.attention import Frame
 from sam_gym.envs.episode import Episodes
 from sam_gym.envs.observations import MAP_SIZE, MAPS, STATE
 from sam_gym.envs.shown_prompts import ShownPrompts
-from sam_gym.sam.backend import ImageEmbedding, SamBackend
+from sam_gym.sam.interface import Backend, ImageEmbedding
 
 Rows = NDArray[np.intp]
 Text = NDArray[np.float32] | None
@@ -45,9 +45,7 @@ class Observer(ABC):
 
     space: spaces.Dict
 
-    def __init__(
-        self, episodes: Episodes, backend: SamBackend, grid: int, shown: ShownPrompts, text: Text = None
-    ) -> None:
+    def __init__(self, episodes: Episodes, backend: Backend, grid: int, shown: ShownPrompts, text: Text = None) -> None:
         n = len(episodes)
         self._episodes, self._backend, self._grid, self._shown, self._text = episodes, backend, grid, shown, text
         self._masks = np.zeros((n, MAP_SIZE, MAP_SIZE), np.uint8)
@@ -100,9 +98,7 @@ class Observer(ABC):
 class FullObserver(Observer):
     """`maps`, `embedding` and `state`: everything there is to see."""
 
-    def __init__(
-        self, episodes: Episodes, backend: SamBackend, grid: int, shown: ShownPrompts, text: Text = None
-    ) -> None:
+    def __init__(self, episodes: Episodes, backend: Backend, grid: int, shown: ShownPrompts, text: Text = None) -> None:
         super().__init__(episodes, backend, grid, shown, text)
         n, channels = len(episodes), backend.embedding_channels
         counts = len(shown.channels), len(shown.numbers)
@@ -138,9 +134,7 @@ class FullObserver(Observer):
 class ReferenceObserver(Observer):
     """`mask`, the prompts, `state`, and a `reference` to image, view and cue for their pixels and embedding."""
 
-    def __init__(
-        self, episodes: Episodes, backend: SamBackend, grid: int, shown: ShownPrompts, text: Text = None
-    ) -> None:
+    def __init__(self, episodes: Episodes, backend: Backend, grid: int, shown: ShownPrompts, text: Text = None) -> None:
         super().__init__(episodes, backend, grid, shown, text)
         clicks = episodes.all_labels.shape[1]
         self.space = references.observation_space(shown, clicks, 0 if text is None else len(text))

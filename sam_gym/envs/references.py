@@ -18,8 +18,8 @@ from torch import Tensor
 from sam_gym.envs import observations
 from sam_gym.envs.observations import MAP_SIZE, STATE
 from sam_gym.envs.shown_prompts import LARGEST, SHOWN_PROMPTS, ShownPrompts
-from sam_gym.sam.backend import SamBackend
 from sam_gym.sam.cache import EmbeddingCache
+from sam_gym.sam.interface import Backend
 
 REFERENCE = ("image", "view_left", "view_top", "view_side", "cue_x0", "cue_y0", "cue_x1", "cue_y1")
 """Entries of `reference`, in order; all but the first in pixels of the image."""
@@ -29,7 +29,7 @@ SCENE_BYTES = 2**28
 
 
 class _Image(NamedTuple):
-    backend: SamBackend
+    backend: Backend
     pixels: NDArray[np.uint8]
 
 
@@ -57,7 +57,7 @@ def observation_space(shown: ShownPrompts, clicks: int, text_dim: int = 0) -> sp
     )
 
 
-def register(backend: SamBackend, pixels: NDArray[np.uint8], key: str) -> int:
+def register(backend: Backend, pixels: NDArray[np.uint8], key: str) -> int:
     """The number of an image, given out at its first call.
 
     Args:

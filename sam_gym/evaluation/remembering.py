@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sam_gym.sam.backend import ImageEmbedding, SamBackend
+from sam_gym.sam.interface import Backend, ImageEmbedding
 from sam_gym.sam.masks import Masks, Statistics, join
 from sam_gym.sam.prompts import PromptBatch
 
@@ -20,7 +20,7 @@ REMEMBERED_BYTES = 2**28
 
 
 @contextmanager
-def first_masks_remembered(backend: SamBackend) -> Iterator[None]:
+def first_masks_remembered(backend: Backend) -> Iterator[None]:
     """While it lasts, prompts without a mask before them are decoded once, however often they are asked for.
 
     Nothing else changes, not the last bit, and `masks_decoded` counts what was asked for. On a GPU a mask's last bits
@@ -89,4 +89,5 @@ def _one(masks: Masks, row: int) -> Masks:
         columns = (getattr(measured, field.name) for field in fields(Statistics))
         statistics = Statistics(*(None if column is None else column[here].clone() for column in columns))  # type: ignore[arg-type]
     full = None if masks.full is None else masks.full[here]
-    return Masks(masks.logits[here].clone(), masks.predicted_iou[here].clone(), statistics, full)
+    score = None if masks.object_score is None else masks.object_score[here].clone()
+    return Masks(masks.logits[here].clone(), masks.predicted_iou[here].clone(), statistics, full, score)

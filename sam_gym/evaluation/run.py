@@ -33,8 +33,8 @@ from sam_gym.evaluation.parallel import in_parts, processes
 from sam_gym.evaluation.records import EpisodeCase, Record, is_record
 from sam_gym.evaluation.remembering import first_masks_remembered
 from sam_gym.prompters import Prompter
-from sam_gym.sam.backend import SamBackend
 from sam_gym.sam.checkpoints import checkpoint_id
+from sam_gym.sam.interface import Backend
 
 SCRIPTED = "sam_gym.prompters"
 
@@ -132,7 +132,7 @@ def identity_of(prompter: Prompter) -> str:
     return getattr(prompter, "identity", f"{module}.{named.__qualname__}")
 
 
-def encode_images(backend: SamBackend, splits: Iterable[SegmentationData]) -> None:
+def encode_images(backend: Backend, splits: Iterable[SegmentationData]) -> None:
     """Run the encoder over all images of some splits, with a bar: afterwards no reset needs it."""
     images = [split.image(index) for split in splits for index in range(len(split.image_ids))]
     with progress_bar("encoding", len(images), "image") as bar:

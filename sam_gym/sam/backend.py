@@ -2,12 +2,12 @@
 
 It knows nothing of episodes, rewards or ground truth. One backend serves all environments of a process that ask for
 the same checkpoint and device (`get_backend`), so images are encoded once however many environments look at them.
+What it shares with other models is in `sam_gym.sam.interface`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,47 +19,23 @@ from torch import Tensor
 
 from sam_gym._utils.devices import resolve_device, resolve_precision
 from sam_gym._utils.fetching import embeddings_dir
-from sam_gym.sam.cache import EmbeddingCache, content_key
+from sam_gym.sam import sam2_files
 from sam_gym.sam.checkpoints import load_sam
 from sam_gym.sam.decoder import BatchedDecoder, Each
 from sam_gym.sam.disk_cache import DiskCache, namespace_of
 from sam_gym.sam.fovea import Fovea, Window, examine_windows
-from sam_gym.sam.masks import Masks, WindowMasks, examine, join, upscale
+from sam_gym.sam.interface import CACHE_BYTES, Backend, ImageEmbedding
+from sam_gym.sam.masks import Masks, WindowMasks
 from sam_gym.sam.official import OfficialDecoder
 from sam_gym.sam.prompts import PromptBatch
 from sam_gym.sam.workers import in_parallel
 
-GPU_MICRO_BATCH = 64
-"""Masks decoded together on a GPU. On a CPU each mask is decoded by itself, which is quicker there and makes its
-result independent, to the last bit, of what else was in the call."""
-
 WINDOW_BATCH = 8
 """Windows, of any sides, whose tokens are worked on together on a CPU: one thread's share of sixteen."""
 
-CACHE_BYTES = 2**30
-"""Memory for embeddings where nothing else is asked for."""
 
-
-@dataclass(frozen=True)
-class ImageEmbedding:
-    """What SAM's encoder says of one image; the handle that `SamBackend.decode` takes.
-
-    Attributes:
-        key: Content hash of the image.
-        features: (C, h, w) on the backend's device, float32 in precision "exact" and float16 in "fast". Shared: never
-            write into it.
-        image_size: (H, W) of the original image in pixels.
-        input_size: (H, W) of the image inside the model's square input frame, before padding.
-    """
-
-    key: str
-    features: Tensor
-    image_size: tuple[int, int]
-    input_size: tuple[int, int]
-
-
-class SamBackend:
-    """Encodes images and decodes prompts with a frozen SAM.
+class SamBackend(Backend):
+    """Encodes images and decodes prompts with a frozen SAM, those of Kirillov et al. 2023 and its like.
 
     Args:
         checkpoint: Name in `sam_gym.sam.CHECKPOINTS` or path of a weights file.
@@ -93,15 +69,10 @@ class SamBackend:
         micro_batch: int | None = None,
         disk_cache: Path | None = None,
     ) -> None:
-        self.checkpoint = checkpoint
-        self.device = resolve_device(device)
-        self.precision = resolve_precision(precision, self.device)
+        resolved = resolve_device(device)
+        precision = resolve_precision(precision, resolved)
+        super().__init__(checkpoint, resolved, precision, cache_bytes, micro_batch, disk_cache)
         self.sam = load_sam(checkpoint).to(self.device)
-        self._settings = (checkpoint, str(self.device), self.precision, cache_bytes, micro_batch, disk_cache)
-        self.micro_batch = micro_batch or (1 if self.device.type == "cpu" else GPU_MICRO_BATCH)
-        self.encoder_calls = 0
-        self.decoder_calls = 0
-        self.masks_decoded = 0
         self._decoder: BatchedDecoder | OfficialDecoder
         self._fovea: Fovea | None = None
         if self.precision == "official":
@@ -110,15 +81,14 @@ class SamBackend:
             self._decoder = BatchedDecoder(self.sam, torch.bfloat16 if self.precision == "fast" else torch.float32)
             self._fovea = Fovea(self._decoder, self._side)
         self._features_dtype = torch.float16 if self.precision == "fast" else torch.float32
-        self._cache = EmbeddingCache(cache_bytes)
-        self.disk_cache: DiskCache | None = None
         if disk_cache is not None:
             self.disk_cache = DiskCache(disk_cache, namespace_of(self.sam, self._features_dtype))
         self._resize = ResizeLongestSide(self.sam.image_encoder.img_size)
 
-    def __reduce__(self) -> tuple:
-        # Weights do not travel: another process asks for its own shared backend of the same settings.
-        return _shared_backend, self._settings
+    @property
+    def has_windows(self) -> bool:
+        """Whether there are windows: segment_anything's own decoder knows none."""
+        return self._fovea is not None
 
     @property
     def embedding_channels(self) -> int:
@@ -134,104 +104,37 @@ class SamBackend:
     def _side(self) -> int:
         return self.sam.image_encoder.img_size
 
-    @torch.no_grad()
-    def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding]:
-        """Embed images, running the encoder only for those whose pixels are neither in memory nor on disk.
+    @property
+    def _logits_side(self) -> int:
+        return self._side
 
-        Args:
-            images: Arrays (H, W, 3) uint8 RGB; sizes may differ.
+    def _inside(self, embedding: ImageEmbedding) -> tuple[int, int]:
+        return embedding.input_size
 
-        Returns:
-            One handle per image, in order.
+    def _input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        return self._resize.get_preprocess_shape(*image_size, self._resize.target_length)
 
-        Raises:
-            ValueError: An image has another shape or dtype (`sam_gym.data.to_rgb_uint8` converts).
-
-        Warns:
-            UserWarning: An embedding on disk is damaged, or none can be written; the result is right all the same.
-        """
-        return [self._encode_one(i, image) for i, image in enumerate(images)]
-
-    def _encode_one(self, index: int, image: NDArray[np.uint8]) -> ImageEmbedding:
-        image = np.asarray(image)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise ValueError(
-                f"image {index} has shape {image.shape} and dtype {image.dtype}; expected (height, width, 3) uint8. "
-                "sam_gym.data.to_rgb_uint8 converts grey, RGBA, 16-bit and float images"
-            )
-        key = content_key(image)
-        size = (image.shape[0], image.shape[1])
-        input_size = self._resize.get_preprocess_shape(*size, self._resize.target_length)
-        features = self._cache.get(key)
-        if features is None:
-            features = self._load_or_run_encoder(key, image)
-            self._cache.put(key, features)
-        return ImageEmbedding(key, features, size, input_size)
-
-    def _load_or_run_encoder(self, key: str, image: NDArray[np.uint8]) -> Tensor:
-        if self.disk_cache is not None and (stored := self.disk_cache.get(key)) is not None:
-            return stored.to(self.device)
+    def _run_encoder(self, image: NDArray[np.uint8]) -> Tensor:
         resized = torch.as_tensor(self._resize.apply_image(image), device=self.device)
         batch = self.sam.preprocess(resized.permute(2, 0, 1)[None].contiguous())
         # Rounded here, so that nothing depends on whether an embedding was computed or read.
-        encoded = self.sam.image_encoder(batch).to(self._features_dtype)
-        features = encoded.contiguous(memory_format=torch.channels_last)[0]
-        self.encoder_calls += 1
-        if self.disk_cache is not None:
-            self.disk_cache.put(key, features, (image.shape[0], image.shape[1]))
-        return features
+        return self.sam.image_encoder(batch).to(self._features_dtype)
 
-    @torch.no_grad()
-    def decode(
+    def _run_decoder(
         self,
         embeddings: Sequence[ImageEmbedding],
-        prompts: PromptBatch,
-        *,
-        multimask: bool = False,
-        statistics: bool = False,
-        truths: Sequence[Tensor] | None = None,
-        full: bool = False,
+        points: Tensor,
+        labels: Tensor,
+        boxes: Tensor,
+        mask_logits: Tensor | None,
+        has_mask: Tensor,
+        multimask: bool,
+        each: Each,
     ) -> Masks:
-        """Masks for N prompts on N images in one call.
-
-        Args:
-            embeddings: One handle per prompt row; the same one may stand in several places.
-            prompts: N prompts, coordinates in pixels of each original image.
-            multimask: Three masks for ambiguous prompts instead of the single one.
-            statistics: Measure area and tight box of each mask at its image's full size, on the device.
-            truths: Per row a bool tensor (H, W) on the device, of its image's size, to measure area, IoU and Dice with.
-            full: Hand out the masks at full size as well.
-
-        Returns:
-            Low-resolution logits and predicted IoU, equal to `SamPredictor.predict_torch` image by image; and what else
-            was asked for. All of it stays on the device.
-
-        Raises:
-            ValueError: The numbers of embeddings, prompts and truths differ, or there are none, or mask prompts or
-                truths have another size.
-        """
-        self._check(embeddings, prompts, truths)
-        self.decoder_calls += 1
-        self.masks_decoded += len(prompts)
-        points, boxes = self._to_input_frame(embeddings, prompts)
-        labels, has_mask = (torch.as_tensor(a, device=self.device) for a in (prompts.labels, prompts.has_mask))
-
-        @torch.no_grad()  # gradients are switched off per thread
-        def part(start: int, each: Each = map) -> Masks:
-            rows = slice(start, start + self.micro_batch)
-            features = batch_features([e.features for e in embeddings[rows]])
-            masks = None if prompts.mask_logits is None else prompts.mask_logits[rows]
-            logits, quality = self._decoder(
-                features, points[rows], labels[rows], boxes[rows], masks, has_mask[rows], multimask=multimask, each=each
-            )
-            if not statistics and truths is None and not full:
-                return Masks(logits, quality)
-            sizes = [(e.input_size, e.image_size) for e in embeddings[rows]]
-            here = None if truths is None else truths[rows]
-            measured, kept = examine(logits, self._side, sizes, here, boxes=statistics, keep=full)
-            return Masks(logits, quality, measured, kept or None)
-
-        return join(in_parallel(self.device, part, range(0, len(prompts), self.micro_batch)))
+        features = batch_features([e.features for e in embeddings])
+        return Masks(
+            *self._decoder(features, points, labels, boxes, mask_logits, has_mask, multimask=multimask, each=each)
+        )
 
     @torch.no_grad()
     def window(self, embedding: ImageEmbedding, view: ArrayLike) -> Window:
@@ -329,40 +232,6 @@ class SamBackend:
             if mask is not None and mask.shape != window.mask_size:
                 raise ValueError(f"mask prompt {i} has shape {tuple(mask.shape)}, its window {window.mask_size}")
 
-    def _check(
-        self, embeddings: Sequence[ImageEmbedding], prompts: PromptBatch, truths: Sequence[Tensor] | None
-    ) -> None:
-        if len(embeddings) != len(prompts) or not embeddings:
-            raise ValueError(f"{len(embeddings)} embeddings for {len(prompts)} prompts; both need one entry per mask")
-        given = prompts.mask_logits
-        if given is not None and prompts.has_mask.any() and given.shape[1:] != self.mask_size:
-            raise ValueError(f"mask prompts have shape {tuple(given.shape[1:])}, expected {self.mask_size}")
-        if truths is None:
-            return
-        if len(truths) != len(embeddings):
-            raise ValueError(f"{len(truths)} truths for {len(embeddings)} masks; each mask needs one")
-        for i, (truth, embedding) in enumerate(zip(truths, embeddings, strict=True)):
-            if truth.shape != embedding.image_size or truth.dtype != torch.bool:
-                raise ValueError(
-                    f"truth {i} is {truth.dtype} of shape {tuple(truth.shape)}; expected torch.bool of its image's "
-                    f"shape {embedding.image_size}"
-                )
-
-    def _to_input_frame(self, embeddings: Sequence[ImageEmbedding], prompts: PromptBatch) -> tuple[Tensor, Tensor]:
-        """Points (N, P, 2) and boxes (N, 4) scaled from each image's pixels to the model's input frame."""
-        scale = np.array(
-            [(e.input_size[1] / e.image_size[1], e.input_size[0] / e.image_size[0]) for e in embeddings]
-        )  # (N, 2) for x, y, in float64 as ResizeLongestSide has it
-        points = torch.as_tensor(prompts.points * scale[:, None], dtype=torch.float32, device=self.device)
-        boxes = torch.as_tensor(prompts.boxes * np.tile(scale, 2), dtype=torch.float32, device=self.device)
-        return points, boxes
-
-    def upscale(self, logits: Tensor, embedding: ImageEmbedding) -> Tensor:
-        """Low-resolution logits (..., 4h, 4w) of one image to its full size (..., H, W), as SAM does it."""
-        flat = logits.reshape(1, -1, *logits.shape[-2:])
-        full = upscale(flat, self._side, embedding.input_size, embedding.image_size)
-        return full.reshape(*logits.shape[:-2], *embedding.image_size)
-
 
 def batch_features(features: list[Tensor]) -> Tensor:
     """N embeddings (C, h, w) as one (N, C, h, w) that is channels last like them; torch.stack would transpose them."""
@@ -371,20 +240,54 @@ def batch_features(features: list[Tensor]) -> Tensor:
     return torch.stack([one.permute(1, 2, 0) for one in features]).permute(0, 3, 1, 2)
 
 
+def make_backend(
+    checkpoint: str = "mobile_sam",
+    device: str = "auto",
+    precision: str = "exact",
+    *,
+    cache_bytes: int = CACHE_BYTES,
+    micro_batch: int | None = None,
+    disk_cache: Path | None = None,
+) -> Backend:
+    """A backend of one's own for a checkpoint: `SamBackend`, or `Sam2Backend` where it is a SAM 2.
+
+    Args:
+        checkpoint: As for `SamBackend`, or of SAM 2 as for `sam_gym.sam.sam2_files.folder_of`.
+        device: As for `SamBackend`.
+        precision: As for `SamBackend`; SAM 2 has "exact", which "auto" is too.
+        cache_bytes: As for `SamBackend`.
+        micro_batch: As for `SamBackend`.
+        disk_cache: As for `SamBackend`.
+
+    Raises:
+        CheckpointError, ValueError: As `SamBackend`; or SAM 2 is asked for another precision.
+        ImportError: SAM 2 needs the extra "sam2".
+    """
+    if sam2_files.is_sam2(checkpoint):
+        from sam_gym.sam.sam2 import Sam2Backend
+
+        kind: type[SamBackend] | type[Sam2Backend] = Sam2Backend
+    else:
+        kind = SamBackend
+    return kind(checkpoint, device, precision, cache_bytes=cache_bytes, micro_batch=micro_batch, disk_cache=disk_cache)
+
+
 @lru_cache(maxsize=8)
 def _shared_backend(
     checkpoint: str, device: str, precision: str, cache_bytes: int, micro_batch: int | None, disk_cache: Path | None
-) -> SamBackend:
-    return SamBackend(
+) -> Backend:
+    return make_backend(
         checkpoint, device, precision, cache_bytes=cache_bytes, micro_batch=micro_batch, disk_cache=disk_cache
     )
 
 
-def get_backend(checkpoint: str = "mobile_sam", device: str = "auto", precision: str = "exact") -> SamBackend:
+def get_backend(checkpoint: str = "mobile_sam", device: str = "auto", precision: str = "exact") -> Backend:
     """The process's shared backend for a checkpoint, device and precision, loaded at the first call.
 
-    Its embeddings are kept in the folder `sam_gym._utils.fetching.embeddings_dir()`, if there is one.
+    Its embeddings are kept in the folder `sam_gym._utils.fetching.embeddings_dir()`, if there is one. What it takes and
+    raises is that of `make_backend`.
     """
     resolved = resolve_device(device)
+    precision = "exact" if sam2_files.is_sam2(checkpoint) and precision == "auto" else precision
     precision = resolve_precision(precision, resolved)
     return _shared_backend(str(checkpoint), str(resolved), precision, CACHE_BYTES, None, embeddings_dir())

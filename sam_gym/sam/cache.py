@@ -1,6 +1,6 @@
 """Image embeddings in memory, least recently used first out, limited by bytes; and the key of an image.
 
-The tier beneath it is `sam_gym.sam.disk_cache`. Neither knows of the other: `SamBackend` asks one after the other.
+The tier beneath it is `sam_gym.sam.disk_cache`. Neither knows of the other: a `Backend` asks one after the other.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from segment_anything.modeling import Sam
 
 from sam_gym._utils.fetching import atomic_path
 from sam_gym._utils.naming import question
-from sam_gym.sam import tuned_decoders
+from sam_gym.sam import sam2_files, tuned_decoders
 from sam_gym.sam.architectures import build, build_empty
 from sam_gym.sam.sources import CHECKPOINTS, Checkpoint, file_of
 from sam_gym.sam.weights_files import SUFFIXES, CheckpointError, check_is_file, read_sam, sha256_once
@@ -73,7 +73,8 @@ def checkpoint_id(checkpoint: str | Path = "mobile_sam") -> str:
     """A short identity of weights, for results and cache keys.
 
     Args:
-        checkpoint: As for `load_sam`; a named checkpoint is fetched if it is not there yet.
+        checkpoint: As for `load_sam`, or of SAM 2 as for `sam_gym.sam.sam2_files.folder_of`; a named checkpoint is
+            fetched if it is not there yet.
 
     Returns:
         `<name>-<first 12 hex digits of a sha256>`. The hash is that of the cached or given file. MobileSAM from the
@@ -84,6 +85,8 @@ def checkpoint_id(checkpoint: str | Path = "mobile_sam") -> str:
     Raises:
         CheckpointError: As `load_sam`, except that the tensors of a given file are not looked at.
     """
+    if sam2_files.is_sam2(checkpoint):
+        return sam2_files.identity(checkpoint)
     base, decoder = _parts(checkpoint)
     if decoder is None:
         return _id_of(base)
@@ -130,6 +133,7 @@ def save_decoder(sam: Sam, path: str | Path, base: str | Path) -> None:
 
 def _parts(checkpoint: str | Path) -> tuple[Checkpoint | Path, Path | None]:
     """The whole SAM that a checkpoint is or rests on, and the file of the decoder on top of it, if there is one."""
+    sam2_files.refuse(checkpoint)
     if isinstance(checkpoint, str) and (pair := _split(checkpoint)):
         return _explicit(checkpoint, *pair)
     found = _resolve(checkpoint)
@@ -141,14 +145,16 @@ def _parts(checkpoint: str | Path) -> tuple[Checkpoint | Path, Path | None]:
 
 
 def _resolve(checkpoint: str | Path) -> Checkpoint | Path:
+    sam2_files.refuse(checkpoint)
     if isinstance(checkpoint, str) and checkpoint in CHECKPOINTS:
         return CHECKPOINTS[checkpoint]
     path = Path(checkpoint).expanduser()
     if isinstance(checkpoint, Path) or path.suffix in SUFFIXES or len(path.parts) > 1 or path.exists():
         return path
-    guess = question(checkpoint, CHECKPOINTS, cutoff=0.6)
+    guess = question(checkpoint, [*CHECKPOINTS, *sam2_files.SAM2], cutoff=0.6)
     raise CheckpointError(
         f"unknown checkpoint {checkpoint!r}.{guess} Known names: {', '.join(CHECKPOINTS)}. "
+        f"Of SAM 2: {', '.join(sam2_files.SAM2)}. "
         f"The path of a {', '.join(SUFFIXES)} file is fine too."
     )
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,22 @@ def encoder_id(sam: Sam) -> str:
     of its input. Prompt encoder and mask decoder do not count, so that fine-tuned decoders share embeddings.
     """
     pixels = {"pixel_mean": sam.pixel_mean, "pixel_std": sam.pixel_std}
-    digest = hashlib.sha256(f"side {sam.image_encoder.img_size}".encode())
-    for name, tensor in sorted((pixels | sam.image_encoder.state_dict()).items()):
+    return weights_id(f"side {sam.image_encoder.img_size}", pixels | sam.image_encoder.state_dict())
+
+
+def weights_id(about: str, tensors: Mapping[str, Tensor]) -> str:
+    """Twelve hexadecimal digits of a sha256 over a text and over names, dtypes, shapes and bytes of tensors."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:12]
 
 
-def namespace_of(sam: Sam, dtype: torch.dtype) -> str:
-    """Name of the folder for embeddings of one encoder in one dtype, float16 or float32."""
-    return f"{encoder_id(sam)}-p{PREPROCESSING_VERSION}-{_name(dtype)}"
+def namespace_of(encoder: Sam | str, dtype: torch.dtype) -> str:
+    """Name of the folder for embeddings of one encoder (a `Sam`, or its identity) in one dtype, float16 or float32."""
+    identity = encoder if isinstance(encoder, str) else encoder_id(encoder)
+    return f"{identity}-p{PREPROCESSING_VERSION}-{_name(dtype)}"
 
 
 class DiskCache:

@@ -34,7 +34,7 @@ from sam_gym.sam.masks import Statistics, axis_matrix, measure
 from sam_gym.sam.prompt_tokens import place_code
 
 if TYPE_CHECKING:
-    from sam_gym.sam.backend import ImageEmbedding
+    from sam_gym.sam.interface import ImageEmbedding
 
 SIDES = (*range(6, 33), 40, 48, 56)
 """Sides of windows in cells; a view that none of them holds gets the whole image."""

@@ -61,12 +61,14 @@ class Masks:
         predicted_iou: (N, K) float32, SAM's own estimate.
         statistics: Of the masks at full size, where they were asked for.
         full: N bool tensors (K, H, W), each of its own image's size, where they were asked for.
+        object_score: (N,) float32 logit of "the object is there", above 0 for yes; None for models that do not say.
     """
 
     logits: Tensor
     predicted_iou: Tensor
     statistics: Statistics | None = None
     full: list[Tensor] | None = None
+    object_score: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -259,11 +261,13 @@ def join(parts: Sequence[Masks]) -> Masks:
     """Results of several calls of one kind as one, in order."""
     statistics = [part.statistics for part in parts if part.statistics is not None]
     full = [mask for part in parts for mask in part.full or ()]
+    scores = [part.object_score for part in parts if part.object_score is not None]
     return Masks(
         logits=torch.cat([part.logits for part in parts]),
         predicted_iou=torch.cat([part.predicted_iou for part in parts]),
         statistics=_map(torch.cat, statistics) if statistics else None,
         full=full or None,
+        object_score=torch.cat(scores) if scores else None,
     )
 
 

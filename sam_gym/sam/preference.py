@@ -32,10 +32,10 @@ from sam_gym._utils.boxes import Floats, noisy_box
 from sam_gym._utils.naming import unknown
 from sam_gym._utils.progress import progress_bar
 from sam_gym.data import SegmentationData
-from sam_gym.sam.backend import ImageEmbedding, SamBackend
 from sam_gym.sam.checkpoints import load_sam
 from sam_gym.sam.choices import Comparison
 from sam_gym.sam.decoder import BatchedDecoder
+from sam_gym.sam.interface import Backend, ImageEmbedding
 from sam_gym.sam.judges import Candidates, ChoiceJudge, Judge
 from sam_gym.sam.tuning import Tuner, TuningSettings
 
@@ -199,7 +199,7 @@ class PreferenceTuner(Tuner):
         checkpoint: str,
         data: SegmentationData,
         settings: PreferenceSettings,
-        backend: SamBackend,
+        backend: Backend,
         judge: Judge,
         labelled: SegmentationData | None = None,
         state: Path | None = None,

@@ -36,9 +36,10 @@ from sam_gym._utils.boxes import Floats, missized_box, noisy_box
 from sam_gym._utils.fetching import atomic_path
 from sam_gym.data import SegmentationData
 from sam_gym.sam.added_token import add_token, added_token
-from sam_gym.sam.backend import ImageEmbedding, SamBackend, batch_features
+from sam_gym.sam.backend import batch_features
 from sam_gym.sam.checkpoints import checkpoint_id, load_sam, save_decoder
 from sam_gym.sam.decoder import BatchedDecoder
+from sam_gym.sam.interface import Backend, ImageEmbedding
 
 METHODS = ("decoder", "embeddings", "token")
 
@@ -106,7 +107,7 @@ class Tuner:
         checkpoint: str,
         data: SegmentationData,
         settings: TuningSettings,
-        backend: SamBackend,
+        backend: Backend,
         state: Path | None = None,
     ) -> None:
         self.checkpoint, self.data, self.settings, self.backend, self.state = checkpoint, data, settings, backend, state
@@ -243,7 +244,7 @@ class Tuner:
     ) -> tuple[Tensor, Tensor]:
         """Low-resolution logits (N, K, 4h, 4w) and predicted IoU (N, K) of one box an embedding."""
         device, n = self.backend.device, len(boxes)
-        scales = [np.divide(e.input_size, e.image_size)[[1, 0, 1, 0]] for e in embeddings]  # as `SamBackend` has them
+        scales = [np.divide(e.input_size, e.image_size)[[1, 0, 1, 0]] for e in embeddings]  # as `Backend` has them
         scaled = [box * scale for box, scale in zip(boxes, scales, strict=True)]
         features = batch_features([e.features for e in embeddings]).float()  # autocast knows no float16 on a CPU
         with torch.autocast(device.type, torch.bfloat16, enabled=self.backend.precision == "fast"):

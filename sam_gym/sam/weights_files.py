@@ -119,6 +119,11 @@ def read_sam(path: Path) -> tuple[State, str]:
     """
     state = read(path)
     parts = {name.split(".")[0] for name in state}
+    if any(name.startswith("image_encoder.trunk.") for name in state):
+        raise CheckpointError(
+            f"{path} is a SAM 2 in Meta's form, which is not read here. Convert it to a folder with transformers' own "
+            "script (docs/backends.md, 'SAM 2', names it), and pass the path of that folder"
+        )
     if "mask_decoder" in parts and "image_encoder" not in parts:
         raise CheckpointError(
             f"{path} holds a mask decoder without an image encoder. Say which checkpoint it belongs on: "

@@ -26,7 +26,7 @@ from torchvision.ops import box_iou, nms
 
 from sam_gym._utils.boxes import tight_box
 from sam_gym._utils.naming import unknown
-from sam_gym.sam.backend import SamBackend
+from sam_gym.sam.interface import Backend
 from sam_gym.sam.masks import measure
 from sam_gym.sam.prompts import PromptBatch
 from sam_gym.semantics.captions import rivals
@@ -107,7 +107,7 @@ class Proposer:
         self,
         text: str,
         scorer: RegionScorer | None = None,
-        backend: SamBackend | None = None,
+        backend: Backend | None = None,
         settings: ProposalSettings | None = None,
     ) -> None:
         self.settings = ProposalSettings() if settings is None else settings
@@ -115,7 +115,7 @@ class Proposer:
         if self.settings.way in ("shades", "sam", *MAPPED) and (scorer is None or not text.strip()):
             raise ValueError(f"way {self.settings.way!r} needs a text and what compares regions with it")
         if self.settings.way == "sam" and backend is None:
-            raise ValueError("way 'sam' needs a SamBackend")
+            raise ValueError("way 'sam' needs a backend, as get_backend gives one")
 
     def __call__(self, image: NDArray[np.uint8]) -> list[Proposal]:
         """Proposals for one image (H, W, 3), the most confident first; none where nothing was found."""
@@ -183,9 +183,7 @@ def _shades(image: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.f
     return (light, 1 - light) if (light > _otsu(light)).mean() <= 0.5 else (1 - light, light)
 
 
-def automatic_masks(
-    backend: SamBackend, image: NDArray[np.uint8], settings: ProposalSettings
-) -> list[NDArray[np.bool_]]:
+def automatic_masks(backend: Backend, image: NDArray[np.uint8], settings: ProposalSettings) -> list[NDArray[np.bool_]]:
     """Masks (H, W) of everything that SAM takes for an object, from a grid of points.
 
     SAM's automatic mask generation (Kirillov et al. 2023, section 7.1 and appendix B) without crops: three masks a
