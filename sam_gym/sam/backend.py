@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -113,12 +113,17 @@ class SamBackend:
         self._cache = EmbeddingCache(cache_bytes)
         self.disk_cache: DiskCache | None = None
         if disk_cache is not None:
-            self.disk_cache = DiskCache(disk_cache, namespace_of(self.sam, self._features_dtype))
+            self.disk_cache = DiskCache(disk_cache, self.encoder)
         self._resize = ResizeLongestSide(self.sam.image_encoder.img_size)
 
     def __reduce__(self) -> tuple:
         # Weights do not travel: another process asks for its own shared backend of the same settings.
         return _shared_backend, self._settings
+
+    @cached_property
+    def encoder(self) -> str:
+        """What names the encoder and the dtype of embeddings: equal where embeddings are, in any process."""
+        return namespace_of(self.sam, self._features_dtype)
 
     @property
     def embedding_channels(self) -> int:
