@@ -85,7 +85,7 @@ def register(backend: SamBackend, pixels: NDArray[np.uint8], key: str) -> float:
 
 
 def _number(name: str) -> float:
-    """A float32, exactly, of 31 bits of a hash: sign, 7 bits of exponent, so that it is normal and below 4, fraction."""
+    """A float32 of 31 bits of a hash: sign, 7 bits of the exponent (normal numbers below 4), fraction."""
     bits = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
     sign, exponent, fraction = bits >> 31, 1 + (bits >> 23) % 128, bits % 2**23
     return float(np.uint32(sign << 31 | exponent << 23 | fraction).view(np.float32))
