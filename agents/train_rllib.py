@@ -11,8 +11,8 @@ in agents/configs/rllib.yml; what stands there under `training` goes to RLlib's 
 
 Everything goes to one folder under runs/: returns.csv (steps, seconds, and the mean return of the last 100 episodes as
 RLlib says, in IoU gained), checkpoint/ (RLlib's own, after each update), and model.zip: the agent, which `sam-gym
-evaluate`, `render` and `segment` take like those of `sam-gym train`. Ctrl-C stops and keeps what was learned. At the end
-RLlib evaluates its policy, and sam_gym repeats these episodes: both have to say the same.
+evaluate`, `render` and `segment` take like those of `sam-gym train`. Ctrl-C stops and keeps what was learned. At the
+end RLlib evaluates its policy, and sam_gym repeats these episodes: both have to say the same.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""Train an agent that prompts SAM with TorchRL: a PPO of its parts, with its ActionMask, around our vector environments.
+"""Train an agent that prompts SAM with TorchRL: PPO of its parts, with its ActionMask, on our vector environments.
 
     python agents/train_torchrl.py                                  SamPrompt-ISBI-v0
-    python agents/train_torchrl.py --env SamPrompt-Synthetic-v0     generated sections: only SAM's weights are downloaded
+    python agents/train_torchrl.py --env SamPrompt-Synthetic-v0     generated: only SAM's weights are downloaded
     python agents/train_torchrl.py --minutes 10                     stop after ten minutes
     python agents/train_torchrl.py --resume runs/NAME --steps 40000 go on with a run
 
-Needs the extra: pip install "sam_gym[torchrl]". Hyper-parameters are in agents/configs/torchrl.yml. This file is meant to
-be read and changed: what TorchRL does here is in `updates`.
+Needs the extra: pip install "sam_gym[torchrl]". Hyper-parameters are in agents/configs/torchrl.yml. This file is meant
+to be read and changed: what TorchRL does here is in `updates`.
 
 Everything goes to one folder under runs/: returns.csv (steps, seconds, mean return of the update's episodes, in IoU
-gained), state.pt (policy and optimizer, after each update), and model.zip: the agent, which `sam-gym evaluate`, `render`
-and `segment` take like those of `sam-gym train`. Ctrl-C stops and keeps what was learned. At the end TorchRL evaluates
-its policy, and sam_gym repeats these episodes: both have to say the same.
+gained), state.pt (policy and optimizer, after each update), and model.zip: the agent, which `sam-gym evaluate`,
+`render` and `segment` take like those of `sam-gym train`. Ctrl-C stops and keeps what was learned. At the end TorchRL
+evaluates its policy, and sam_gym repeats these episodes: both have to say the same.
 """
 
 from __future__ import annotations
@@ -43,7 +43,14 @@ def updates(env: Any, operator: Any, optimizer: Any, settings: dict[str, Any], d
         actor, critic, clip_epsilon=settings["clip_epsilon"], entropy_coeff=settings["entropy_coeff"],
         critic_coeff=settings["critic_coeff"], normalize_advantage=True,
     )  # fmt: skip
-    for batch in Collector(env, actor, frames_per_batch=settings["frames_per_batch"], total_frames=-1):
+    collector = Collector(
+        env,
+        actor,
+        frames_per_batch=settings["frames_per_batch"],
+        total_frames=-1,
+        auto_register_policy_transforms=False,
+    )
+    for batch in collector:
         done += batch.numel()
         for _ in range(settings["num_epochs"]):
             with torch.no_grad():

@@ -38,8 +38,8 @@ NEVER = 10**9
 class PolicyModule(TorchRLModule, ValueFunctionAPI):
     """A policy of `sam_gym.sb3` as an RLModule; actions that the observed mask forbids are never taken.
 
-    Its `model_config` is a dict: `policy` (a name, as for `new_policy`), `policy_kwargs`, `env` and `env_config`. By the
-    last two a learner whose process has no environment knows the images that references are about.
+    Its `model_config` is a dict: `policy` (a name, as for `new_policy`), `policy_kwargs`, `env` and `env_config`. By
+    the last two a learner whose process has no environment knows the images that references are about.
 
     Attributes:
         policy: The policy.
@@ -71,7 +71,9 @@ class PolicyModule(TorchRLModule, ValueFunctionAPI):
 
     def _features(self, batch: dict[str, Any]) -> Tensor:
         seen = {name: values for name, values in batch[Columns.OBS].items() if name != ACTION_MASK}
-        return self.policy.extract_features(seen)
+        features = self.policy.extract_features(seen)
+        assert isinstance(features, Tensor), "actor and critic share their features"
+        return features
 
 
 def ppo_config(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import tyro
 
@@ -44,11 +44,11 @@ class Arguments:
     """Processes beside this one that step environments, each with its own SAM; 0: this one does (RLlib only)."""
     seed: int = 0
     """Seed of everything that is drawn while training."""
-    data: str = "auto"
+    data: Literal["auto", "real", "synthetic"] = "auto"
     """auto: real images, else a marked stand-in; real: an error instead; synthetic: the stand-in."""
     checkpoint: str = "mobile_sam"
     """SAM weights: a name or a file."""
-    attention: str = "foveated"
+    attention: Literal["full", "foveated"] = "foveated"
     """How SAM looks while training: full, at whole images; foveated, closely at the object only, many times quicker."""
     root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of your own images and masks, for ids such as SamPrompt-Folder-v0 (docs/data.md)."""
@@ -191,7 +191,7 @@ class Run:
 
 
 def command(train: Callable[[Arguments], None], description: str | None) -> None:
-    """A script of agents/: parse the command line, train, end in one line where something is missing or after Ctrl-C."""
+    """A script of agents/: parse, train, and end in one line after Ctrl-C or where something is missing."""
     try:
         with told_in_one_line():
             train(tyro.cli(Arguments, description=description))

@@ -124,7 +124,9 @@ def evaluate_with_torchrl(
     Returns:
         The cases, for `sam_gym.evaluation.evaluate(cases=...)` to repeat them, and their returns.
     """
-    inner, cases, returns = suite_env(env), [], []
+    inner = suite_env(env)
+    cases: list[EpisodeCase] = []
+    returns: list[float] = []
     while len(cases) < episodes:
         start = env.reset()
         begun = inner.episodes
