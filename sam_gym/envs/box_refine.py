@@ -228,7 +228,7 @@ class SamBoxRefineEnv(EngineEnv):
     | `action_mode`  | "continuous"  | "continuous" or "discrete"                                           |
     | `max_prompts`  | 5             | boxes per episode, the cue not counted                               |
     | `view_scale`   | 2.4           | side of the view over the cue's longer side                          |
-    | `dataset`, `split`, `data`, `checkpoint`, `device`, `precision`, `attention`, `observation`, `grid`, `reward`, `prompt_cost`, `clip`, `min_area`, `max_area`, `root`, `shares`, `window`, `returns`, `copies`, `render_mode` | | as for `SamPromptEnv` |
+    | `dataset`, `split`, `data`, `checkpoint`, `device`, `precision`, `attention`, `observation`, `action_mask`, `grid`, `reward`, `prompt_cost`, `clip`, `min_area`, `max_area`, `root`, `shares`, `window`, `returns`, `copies`, `render_mode` | | as for `SamPromptEnv` |
 
     `checkpoint` also takes a decoder that was tuned for such boxes (`sam_gym.sam.tuning`).
 

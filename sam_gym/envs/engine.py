@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,6 +36,9 @@ from sam_gym.sam.backend import get_backend
 from sam_gym.sam.interface import ImageEmbedding
 from sam_gym.sam.masks import measure
 from sam_gym.sam.prompts import PromptBatch
+
+ACTION_MASK = "action_mask"
+"""Entry of observations that says which actions are allowed, where `Settings.action_mask` asks for it."""
 
 NO_ROWS: Rows = np.zeros(0, np.intp)
 
@@ -83,6 +87,9 @@ class PromptEngine:
             self.episodes, self.backend, settings.grid, settings.shown_prompts, self.text_embedding
         )
         self.observation_space = self._observer.space
+        if settings.action_mask:
+            allowed = spaces.MultiBinary(self.action_masks().shape[1])
+            self.observation_space = spaces.Dict({**self._observer.space.spaces, ACTION_MASK: allowed})
         self.labeler: Labeler | None = None
         if isinstance(self.actions, LabelledCells):
             channels, device = self.backend.embedding_channels, self.backend.device
@@ -307,7 +314,10 @@ class PromptEngine:
 
     def observations(self, rows: Rows | slice = slice(None)) -> dict[str, NDArray]:
         """Fresh copies of the observations of `rows`, stacked."""
-        return self._observer.get(rows)
+        seen = self._observer.get(rows)
+        if self.settings.action_mask:
+            seen[ACTION_MASK] = self.action_masks()[rows].astype(np.int8)
+        return seen
 
     def observation(self, row: int) -> dict[str, NDArray]:
         """Fresh copy of the observation of one row."""

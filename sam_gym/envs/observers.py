@@ -142,11 +142,11 @@ class ReferenceObserver(Observer):
         self._images: list[tuple[NDArray[np.uint8], str] | None] = [None] * len(episodes)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickled in another process, the images have other numbers."""
+        """Unpickled in another process, which has to know the images too."""
         self.__dict__.update(state)
-        for row, image in enumerate(self._images):
+        for image in self._images:
             if image is not None:
-                self._references[row, 0] = references.register(self._backend, *image)
+                references.register(self._backend, *image)
 
     def begin(self, row: int, image: NDArray[np.uint8], embedding: ImageEmbedding, frame: Frame) -> None:
         """See `Observer.begin`."""

@@ -305,7 +305,7 @@ class SamPreferEnv(EngineEnv):
     | `wrong`        | 0.0           | share of the grades that are wrong                                   |
     | `error`        | "neighbour"   | what a wrong grade is: the one beside the right one, or "any" other  |
     | `choices`      | None          | CSV file that every choice is written to (`sam_gym.sam.choices`)     |
-    | `dataset`, `split`, `data`, `checkpoint`, `device`, `precision`, `attention`, `observation`, `grid`, `view_scale`, `reward`, `prompt_cost`, `clip`, `min_area`, `max_area`, `root`, `shares`, `window`, `returns`, `copies`, `render_mode` | | as for `SamPromptEnv` |
+    | `dataset`, `split`, `data`, `checkpoint`, `device`, `precision`, `attention`, `observation`, `action_mask`, `grid`, `view_scale`, `reward`, `prompt_cost`, `clip`, `min_area`, `max_area`, `root`, `shares`, `window`, `returns`, `copies`, `render_mode` | | as for `SamPromptEnv` |
 
     ## Vectorized environment
 

@@ -132,6 +132,7 @@ class SamPromptEnv(EngineEnv):
     | `attention`    | "full"        | "foveated": it looks closely at the view only, quicker and nearly the same |
     | `action_mode`  | "grid"        | "grid", "point" or "box"                                             |
     | `observation`  | "full"        | "reference": a few KB that the policy resolves, see Observation Space |
+    | `action_mask`  | False         | True: observations hold `action_mask` (actions,) int8 too, 1 where `action_masks()` is True |
     | `grid`         | 16            | G                                                                    |
     | `max_prompts`  | 5             | prompts per episode, the cue not counted                             |
     | `box_noise`    | 0.2           | e of the cue box                                                     |

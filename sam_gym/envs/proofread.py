@@ -172,7 +172,7 @@ class SamProofreadEnv(EngineEnv):
     |----------------|---------------|----------------------------------------------------------------------|
     | `mask_error`   | "any"         | "grown", "shrunk", "shifted", "cut", "merged", "box"; "any": one of them, each as likely |
     | `view_scale`   | 2.0           | side of the view over the longer side of the first mask's tight box  |
-    | `dataset`, `split`, `data`, `checkpoint`, `device`, `precision`, `attention`, `action_mode`, `observation`, `grid`, `max_prompts`, `box_noise`, `reward`, `prompt_cost`, `clip`, `min_area`, `max_area`, `root`, `shares`, `window`, `returns`, `copies`, `render_mode` | | as for `SamPromptEnv` |
+    | `dataset`, `split`, `data`, `checkpoint`, `device`, `precision`, `attention`, `action_mode`, `observation`, `action_mask`, `grid`, `max_prompts`, `box_noise`, `reward`, `prompt_cost`, `clip`, `min_area`, `max_area`, `root`, `shares`, `window`, `returns`, `copies`, `render_mode` | | as for `SamPromptEnv` |
 
     ## Vectorized environment
 

@@ -1,13 +1,16 @@
 """`observation="reference"`: the small form of observations, and how a policy makes the full one of it (`resolve`).
 
 Image, cue and SAM's embedding stay the same within an episode. With `observation="reference"` an environment says which
-image, view and cue they are, and `resolve` makes maps and embedding of that where the policy needs them. The numbers
-of images hold within one process: environment and policy have to live in the same one.
+image, view and cue they are, and `resolve` makes maps and embedding of that where the policy needs them. An image's
+number follows from its pixels and SAM's encoder, so it is the same in every process. A process that has no environment
+of its own, as a learner on another machine, is told of the images once (`know`); their embeddings come from the disk
+cache.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +21,11 @@ from torch import Tensor
 from sam_gym.envs import observations
 from sam_gym.envs.observations import MAP_SIZE, STATE
 from sam_gym.envs.shown_prompts import LARGEST, SHOWN_PROMPTS, ShownPrompts
-from sam_gym.sam.cache import EmbeddingCache
+from sam_gym.sam.cache import EmbeddingCache, content_key
 from sam_gym.sam.interface import Backend
+
+if TYPE_CHECKING:
+    from sam_gym.envs.interface import EpisodeInterface
 
 REFERENCE = ("image", "view_left", "view_top", "view_side", "cue_x0", "cue_y0", "cue_x1", "cue_y1")
 """Entries of `reference`, in order; all but the first in pixels of the image."""
@@ -31,10 +37,10 @@ SCENE_BYTES = 2**28
 class _Image(NamedTuple):
     backend: Backend
     pixels: NDArray[np.uint8]
+    name: str
 
 
-_images: list[_Image] = []
-_numbers: dict[tuple[int, str], int] = {}
+_images: dict[float, _Image] = {}
 _maps, _embeddings = EmbeddingCache(SCENE_BYTES // 16), EmbeddingCache(SCENE_BYTES)
 
 
@@ -57,18 +63,43 @@ def observation_space(shown: ShownPrompts, clicks: int, text_dim: int = 0) -> sp
     )
 
 
-def register(backend: Backend, pixels: NDArray[np.uint8], key: str) -> int:
-    """The number of an image, given out at its first call.
+def register(backend: Backend, pixels: NDArray[np.uint8], key: str) -> float:
+    """The number of an image, which `resolve` knows from now on in this process.
 
     Args:
         backend: Which embeds it.
         pixels: (H, W, 3) uint8; kept, not copied.
         key: Its content hash.
+
+    Raises:
+        ValueError: By chance another image has the same number. Of a thousand images, one pair in 4,000 such sets has.
     """
-    number = _numbers.setdefault((id(backend), key), len(_images))
-    if number == len(_images):
-        _images.append(_Image(backend, pixels))  # holds the backend, so that its id is not given to another one
+    name = f"{backend.encoder} {key}"
+    number = _number(name)
+    known = _images.setdefault(number, _Image(backend, pixels, name))
+    if known.name != name:
+        raise ValueError(
+            f"two images have the same reference, {number}, by chance; make the environment with observation='full'"
+        )
     return number
+
+
+def _number(name: str) -> float:
+    """A float32 of 31 bits of a hash: sign, 7 bits of the exponent (normal numbers below 4), fraction."""
+    bits = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    sign, exponent, fraction = bits >> 31, 1 + (bits >> 23) % 128, bits % 2**23
+    return float(np.uint32(sign << 31 | exponent << 23 | fraction).view(np.float32))
+
+
+def know(env: EpisodeInterface) -> None:
+    """Let `resolve` know all images of an environment's split, whether an episode of this process was on them or not.
+
+    For processes that train a policy on observations of other processes: make there an environment of the same
+    settings, which need not be stepped. Nothing is encoded before it is needed.
+    """
+    for index in range(len(env.data.image_ids)):
+        pixels = env.data.image(index)
+        register(env.backend, pixels, content_key(pixels))
 
 
 def resolve(seen: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
@@ -84,7 +115,7 @@ def resolve(seen: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
         one, on the device of `mask`.
 
     Raises:
-        ValueError: A reference is to an image of another process.
+        ValueError: A reference is to an image that this process does not know.
     """
     device = seen["mask"].device
     shown = next(shown for shown in SHOWN_PROMPTS if shown.name in seen)
@@ -105,11 +136,12 @@ def _scene(reference: NDArray[np.float32], grid: int) -> tuple[Tensor, Tensor]:
     key = f"{grid}:{reference.tobytes().hex()}"
     maps, embedding = _maps.get(key), _embeddings.get(key)
     if maps is None or embedding is None:
-        number, view, cue = int(reference[0]), reference[1:4], reference[4:8]
-        if not 0 <= number < len(_images):
+        number, view, cue = float(reference[0]), reference[1:4], reference[4:8]
+        if number not in _images:
             raise ValueError(
-                f"reference to image {number}, which no environment of this process has given out: with "
-                'observation="reference" the environment has to live in the process of the policy; else use "full"'
+                f"reference to image {number:g}, which no environment of this process has seen: where the policy lives "
+                "in another process than the environment, make one of the same settings there and call "
+                'sam_gym.envs.references.know(env); or use observation="full"'
             )
         image = _images[number]
         image_map, cue_map = observations.scene_maps(image.pixels, view, cue)

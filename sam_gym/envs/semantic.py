@@ -200,7 +200,7 @@ class SamPromptSemanticEnv(EngineEnv):
     | `first_clicks` | "nothing"     | "labeler" or "truth", see Starting State                            |
     | `max_images`   | 0             | only so many images of the split, drawn once for all; 0: all         |
     | `min_area`, `max_area` | 200, none | images (tiles) with less or more px of the class are left out     |
-    | `dataset`, `split`, `data`, `checkpoint`, `device`, `precision`, `attention`, `observation`, `grid`, `reward`, `prompt_cost`, `returns`, `copies`, `render_mode` | | as for `SamPromptEnv` |
+    | `dataset`, `split`, `data`, `checkpoint`, `device`, `precision`, `attention`, `observation`, `action_mask`, `grid`, `reward`, `prompt_cost`, `returns`, `copies`, `render_mode` | | as for `SamPromptEnv` |
 
     The default `clip` is a small model that this project trained itself on microscopy, and no published CLIP.
 

@@ -59,6 +59,8 @@ class Settings(Parsed, ABC):
             (`sam_gym.sam.fovea`).
         action_mode: How actions become prompts; the task says which modes there are.
         observation: "full", or "reference" for small rollout buffers (`sam_gym.envs.references`).
+        action_mask: Whether observations hold `action_mask` too, for trainers that look for it there; discrete action
+            modes only.
         grid: G, cells of the action grid and of the embedding per side.
         max_prompts: Prompts per episode, the cue box not counted.
         view_scale: Side of the view over the cue box's longer side.
@@ -85,6 +87,7 @@ class Settings(Parsed, ABC):
     attention: str = "full"
     action_mode: str = ""
     observation: str = "full"
+    action_mask: bool = False
     grid: int = 16
     max_prompts: int = 5
     view_scale: float = 1.7

@@ -8,7 +8,7 @@ What it shares with other models is in `sam_gym.sam.interface`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -82,13 +82,18 @@ class SamBackend(Backend):
             self._fovea = Fovea(self._decoder, self._side)
         self._features_dtype = torch.float16 if self.precision == "fast" else torch.float32
         if disk_cache is not None:
-            self.disk_cache = DiskCache(disk_cache, namespace_of(self.sam, self._features_dtype))
+            self.disk_cache = DiskCache(disk_cache, self.encoder)
         self._resize = ResizeLongestSide(self.sam.image_encoder.img_size)
 
     @property
     def has_windows(self) -> bool:
         """Whether there are windows: segment_anything's own decoder knows none."""
         return self._fovea is not None
+
+    @cached_property
+    def encoder(self) -> str:
+        """See `Backend.encoder`."""
+        return namespace_of(self.sam, self._features_dtype)
 
     @property
     def embedding_channels(self) -> int:

@@ -1,6 +1,6 @@
 """What every backend is: `Backend`, and the handles of its images. Images go in once, prompts become masks.
 
-A further model behind the same interface says how one image is encoded and how prompts are decoded, in seven short
+A further model behind the same interface says how one image is encoded and how prompts are decoded, in eight short
 pieces; what is common to all of them, such as caches, checks, threads and measuring, is here. Nothing outside
 `sam_gym.sam` needs to know which model it is. `sam_gym.sam.backend` has SAM's, `sam_gym.sam.sam2` SAM 2's.
 """
@@ -103,6 +103,11 @@ class Backend(ABC):
     def has_windows(self) -> bool:
         """Whether `window` and `decode_windows` work."""
         return False
+
+    @property
+    @abstractmethod
+    def encoder(self) -> str:
+        """What names the encoder and the dtype of embeddings: equal where embeddings are, in any process."""
 
     @property
     @abstractmethod

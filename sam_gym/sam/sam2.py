@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,16 @@ class Sam2Backend(Backend):
         self._side: int = self.model.prompt_encoder.input_image_size
         self._processor = _processor(folder, self._side)
         if disk_cache is not None:
-            self.disk_cache = DiskCache(disk_cache, namespace_of(self._encoder_id(), torch.float32))
+            self.disk_cache = DiskCache(disk_cache, self.encoder)
+
+    @cached_property
+    def encoder(self) -> str:
+        """See `Backend.encoder`."""
+        model, config = self.model, self.model.config.vision_config.to_dict()
+        about = json.dumps([config, self._processor.to_dict()], sort_keys=True, default=str)
+        parts = {"vision": model.vision_encoder, "s0": model.mask_decoder.conv_s0, "s1": model.mask_decoder.conv_s1}
+        tensors = {f"{part}.{name}": one for part, of in parts.items() for name, one in of.state_dict().items()}
+        return namespace_of(weights_id(about, tensors | {"no_memory": model.no_memory_embedding}), torch.float32)
 
     @property
     def embedding_channels(self) -> int:
@@ -96,13 +106,6 @@ class Sam2Backend(Backend):
 
     def _input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         return self._side, self._side
-
-    def _encoder_id(self) -> str:
-        model, config = self.model, self.model.config.vision_config.to_dict()
-        about = json.dumps([config, self._processor.to_dict()], sort_keys=True, default=str)
-        parts = {"vision": model.vision_encoder, "s0": model.mask_decoder.conv_s0, "s1": model.mask_decoder.conv_s1}
-        tensors = {f"{part}.{name}": one for part, of in parts.items() for name, one in of.state_dict().items()}
-        return weights_id(about, tensors | {"no_memory": model.no_memory_embedding})
 
     def _run_encoder(self, image: NDArray[np.uint8]) -> Tensor:
         pixels = self._processor(images=image.copy(), return_tensors="pt")["pixel_values"]

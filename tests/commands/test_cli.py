@@ -67,6 +67,22 @@ def test_encode_the_tiles_of_an_environment(run: Run, cache: Path) -> None:
     assert backend.encoder_calls == 0
 
 
+def test_two_processes_encode_what_one_does(run: Run, cache: Path, folder: Path) -> None:
+    (folder / "c.png").write_bytes(b"not an image")
+    status, out, err = run("encode", str(folder), "--workers", "2", *TINY)
+    assert status == 1
+    assert "cannot encode" in err
+    assert out.startswith("6 of 6 images: 5 encoded, 0 found, 1 failed; 0.2 MiB, ")
+    there = {path.name: path.read_bytes() for path in cache.rglob("*.safetensors")}
+    for path in cache.rglob("*.safetensors"):
+        path.unlink()
+    run("encode", str(folder), *TINY)
+    assert {path.name: path.read_bytes() for path in cache.rglob("*.safetensors")} == there
+    status, out, _ = run("encode", "synthetic-em", "--split", "val", "--workers", "2", *TINY)
+    assert status == 0
+    assert out.startswith("8 of 8 images: 8 encoded, ")
+
+
 def test_environments_find_what_was_encoded(run: Run, cache: Path) -> None:
     """Every image of every split; in the other precision, none."""
     status, out, _ = run("encode", "synthetic-em", *TINY)

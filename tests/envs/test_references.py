@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -81,29 +82,83 @@ def test_references_are_small(both: tuple[Any, Any]) -> None:
     assert size["full"] > RATIO[both[0].spec.id] * size["reference"]
 
 
-def test_a_foreign_number_is_named(both: tuple[Any, Any]) -> None:
-    short, _ = both[1].reset(seed=0)
-    short["reference"][2, 0] = 1e6
-    with pytest.raises(ValueError, match="reference to image 1000000, which no environment of this process"):
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has seen nothing yet."""
+    monkeypatch.setattr(references, "_images", {})
+    for name in ("_maps", "_embeddings"):
+        monkeypatch.setattr(references, name, references.EmbeddingCache(references.SCENE_BYTES))
+
+
+def test_a_process_is_told_of_images_that_others_see(both: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    short, _ = both[1].reset(seed=3)
+    expected = references.resolve(tensors(short), G)
+    forget(monkeypatch)
+    with pytest.raises(ValueError, match=r"which no environment of this process has seen: .*references.know\(env\)"):
         references.resolve(tensors(short), G)
+    references.know(both[1])
+    resolved = references.resolve(tensors(short), G)
+    assert all(torch.equal(resolved[name], expected[name]) for name in expected)
 
 
-def test_a_copy_finds_its_images_where_numbers_differ(both: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in another process, which has given numbers to other images before."""
+def test_a_copy_knows_its_images(both: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     env = both[1]
     env.reset(seed=3)
     actions = env.action_space.sample()
     stored = pickle.dumps(env)
     expected = references.resolve(tensors(env.step(actions)[0]), G)
-    images = list(references._images[::-1])
-    monkeypatch.setattr(references, "_images", images)
-    monkeypatch.setattr(references, "_numbers", {})
-    for name in ("_maps", "_embeddings"):
-        monkeypatch.setattr(references, name, references.EmbeddingCache(1))
+    forget(monkeypatch)
     copy = pickle.loads(stored)
     resolved = references.resolve(tensors(copy.step(actions)[0]), G)
     for name, tensor in expected.items():
         assert torch.equal(resolved[name], tensor), name
+
+
+def test_numbers_are_float32_and_tell_encoders_and_images_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{encoder} {key}" for encoder in ("one", "two") for key in range(5000)]
+    numbers = np.array([references._number(name) for name in names])
+    assert len(np.unique(numbers)) == len(names)
+    assert np.array_equal(numbers, numbers.astype(np.float32))
+    sizes = np.abs(numbers)
+    assert sizes.min() >= np.finfo(np.float32).tiny
+    assert sizes.max() < 4
+    monkeypatch.setattr(references, "_images", {})
+    monkeypatch.setattr(references, "_number", lambda name: 1.0)
+    pixels, backend = np.zeros((2, 2, 3), np.uint8), SimpleNamespace(encoder="one")
+    assert references.register(backend, pixels, "a") == references.register(backend, pixels, "a")
+    with pytest.raises(ValueError, match="two images have the same reference, 1.0, by chance"):
+        references.register(backend, pixels, "b")
+
+
+@pytest.mark.parametrize("env_id", ["SamPrompt-ISBI-v0", "SamBoxRefine-ISBI-v0", "SamPrefer-ISBI-v0"])
+@pytest.mark.parametrize("observation", ["full", "reference"])
+def test_action_masks_can_be_observed(make_vec: MakeVec, make_env: Any, env_id: str, observation: str) -> None:
+    """In every mode of autoreset an observation's mask is that of its own episode, the last one's included."""
+    settings = {"observation": observation, "action_mask": True, "max_prompts": 2}
+    if "BoxRefine" in env_id:
+        settings["action_mode"] = "discrete"
+    single = make_env(env_id, **settings)
+    assert single.reset(seed=1)[0] in single.observation_space
+    env = make_vec(3, env_id, autoreset_mode="SameStep", **settings)
+    twin = make_vec(3, env_id, autoreset_mode="Disabled", **settings)
+    seen, same = env.reset(seed=1)[0], twin.reset(seed=1)[0]
+    env.action_space.seed(0)
+    for _ in range(4):
+        assert seen["action_mask"].dtype == np.int8
+        np.testing.assert_array_equal(seen["action_mask"], env.action_masks())
+        np.testing.assert_array_equal(same["action_mask"], seen["action_mask"])
+        actions = env.action_space.sample()
+        seen, _, ended, _, infos = env.step(actions)
+        same, *_ = twin.step(actions)
+        if ended.any():
+            for row in np.flatnonzero(ended):
+                last = infos["final_obs"][row]["action_mask"]
+                np.testing.assert_array_equal(last, same["action_mask"][row])
+            same, _ = twin.reset(options={"reset_mask": ended})
+
+
+def test_masks_need_discrete_actions(make_env: Any) -> None:
+    with pytest.raises(ValueError, match="action masks exist for discrete actions, not for 'point'"):
+        make_env(action_mode="point", action_mask=True)
 
 
 @pytest.mark.parametrize("env_id", list(RATIO))
