@@ -28,6 +28,7 @@ def serve(app: FastAPI, host: str, port: int, token: str | None, say: Callable[[
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
+            listener.listen()  # before the address is told: who comes early waits
         except OSError as error:
             reason = error.strerror or str(error)
             raise ValueError(f"cannot listen on {host}, port {port}: {reason}; choose another --port") from error

@@ -58,9 +58,10 @@ def test_it_serves_until_it_is_stopped(tmp_path: Path, sections: Any) -> None:
     ]
     program = "from sam_gym.cli import main; main()"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    with subprocess.Popen(
+    server = subprocess.Popen(
         [sys.executable, "-c", program, *words], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
-    ) as server:
+    )
+    try:
         assert server.stderr is not None
         found = re.search(r"open (http://127\.0\.0\.1:\d+/)#token=(\S+) in a browser", server.stderr.readline())
         assert found is not None
@@ -69,5 +70,9 @@ def test_it_serves_until_it_is_stopped(tmp_path: Path, sections: Any) -> None:
         with urllib.request.urlopen(request, timeout=60) as answer:
             assert json.load(answer) == [{"name": "a.png", "accepted": 0, "taken": None}]
         server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=60) in (0, 130, -signal.SIGINT)
-        assert "Traceback" not in server.stderr.read()
+        said = server.communicate(timeout=60)[1]
+        assert server.returncode in (0, 130, -signal.SIGINT)
+        assert "Traceback" not in said
+    finally:
+        server.kill()
+        server.communicate()
