@@ -26,7 +26,7 @@ def weights_file(dataset: str, what: str) -> Path:
     if path.is_file():
         return path
     raise ModelError(
-        f"there are no weights ({what}) for {dataset}, and none ship with sam_gym. This command trains them, and writes "
-        f"to {path.parent}, where environments find them:\n"
+        f"there are no weights ({what}) for {dataset}, and none ship with sam_gym. This command trains them, and "
+        f"writes to {path.parent}, where environments find them:\n"
         f"  python -m sam_gym.generative.train_base --dataset {NAMES.get(dataset, dataset)}"
     )
