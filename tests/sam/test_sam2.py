@@ -107,7 +107,8 @@ def test_equals_transformers(folder: Path, sam2: Sam2Backend, multimask: bool) -
     embeddings = sam2.encode(images)
     rows = list(range(len(IMAGES)))
     made = sam2.decode([embeddings[i] for i in IMAGES], batch(rows), multimask=multimask, full=True)
-    assert made.object_score is not None and made.full is not None
+    assert made.object_score is not None
+    assert made.full is not None
     model, processor = Sam2Model.from_pretrained(folder).eval(), Sam2Processor(sam2._processor)
     for row, number in enumerate(IMAGES):
         given: dict[str, Any] = {"images": images[number], "return_tensors": "pt"}
@@ -127,10 +128,12 @@ def test_equals_transformers(folder: Path, sam2: Sam2Backend, multimask: bool) -
         wanted = processor.post_process_masks(expected.pred_masks, sizes, binarize=False)[0][0]
         full = sam2.upscale(made.logits[row], embeddings[number])
         torch.testing.assert_close(full, wanted, rtol=0, atol=1e-4)
-        assert torch.equal(made.full[row], full > 0) and made.full[row].shape[1:] == SIZES[number]
+        assert torch.equal(made.full[row], full > 0)
+        assert made.full[row].shape[1:] == SIZES[number]
         alone = sam2.decode([embeddings[number]], batch([row]), multimask=multimask)
         torch.testing.assert_close(alone.logits[0], made.logits[row], rtol=0, atol=1e-4)
-    assert made.logits.std() > 0.1 and (made.logits[0] - made.logits[4]).abs().max() > 0.01  # so that 1e-4 says much
+    assert made.logits.std() > 0.1
+    assert (made.logits[0] - made.logits[4]).abs().max() > 0.01
 
 
 def test_padding_would_change_masks(sam2: Sam2Backend) -> None:
@@ -149,13 +152,17 @@ def test_embeddings_in_memory_and_on_disk(folder: Path, tmp_path: Path) -> None:
     image, other = picture((50, 80)), picture((50, 80), 1)
     first = make_backend(str(folder), "cpu", disk_cache=tmp_path)
     (made,) = first.encode([image])
-    assert first.encode([image, other])[0].finer is not None and first.encoder_calls == 2
+    assert first.encode([image, other])[0].finer is not None
+    assert first.encoder_calls == 2
     again = make_backend(str(folder), "cpu", disk_cache=tmp_path)
     (read,) = again.encode([image])
     assert again.encoder_calls == 0
-    assert made.finer is not None and read.finer is not None
-    assert torch.equal(read.features, made.features) and torch.equal(read.finer, made.finer)
-    assert made.features.shape == (32, 4, 4) and made.finer.shape == (96, 4, 4)
+    assert made.finer is not None
+    assert read.finer is not None
+    assert torch.equal(read.features, made.features)
+    assert torch.equal(read.finer, made.finer)
+    assert made.features.shape == (32, 4, 4)
+    assert made.finer.shape == (96, 4, 4)
     prompts = PromptBatch.from_lists(boxes=[(3, 4, 50, 40)])
     assert torch.equal(first.decode([made], prompts).logits, again.decode([read], prompts).logits)
 
@@ -176,8 +183,10 @@ def test_an_episode(folder: Path, vector: bool) -> None:
         seen, reward, ended, _, info = single.step(action)
         if vector:
             both, rewards, *_ = many.step(np.array([action, action]))
-            assert rewards[0] == pytest.approx(reward, abs=1e-6) and np.array_equal(both["maps"][0], seen["maps"])
-    assert ended and 0 <= info["iou"] <= 1
+            assert rewards[0] == pytest.approx(reward, abs=1e-6)
+            assert np.array_equal(both["maps"][0], seen["maps"])
+    assert ended
+    assert 0 <= info["iou"] <= 1
     single.close()
     if vector:
         many.close()
@@ -188,14 +197,16 @@ def test_evaluate(folder: Path) -> None:
     record = evaluate(
         oracle_clicks, "SamPrompt-Synthetic-v0", "val", max_objects=2, checkpoint=str(folder), device="cpu"
     )
-    assert record.provenance["checkpoint"] == checkpoint_id(str(folder)) and len(record.iou) == 2
+    assert record.provenance["checkpoint"] == checkpoint_id(str(folder))
+    assert len(record.iou) == 2
     assert checkpoint_id(folder).startswith("tiny-")
 
 
 def test_shared_and_sent(folder: Path) -> None:
     """One backend a process; another process asks for its own."""
     shared = get_backend(str(folder), "cpu", "auto")
-    assert isinstance(shared, Sam2Backend) and shared.precision == "exact"
+    assert isinstance(shared, Sam2Backend)
+    assert shared.precision == "exact"
     assert pickle.loads(pickle.dumps(shared)) is shared
     backend._shared_backend.cache_clear()
 
