@@ -24,16 +24,18 @@ train: setup  ## train the default agent on SamPrompt-ISBI-v0 and print how it d
 test: setup  ## all tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
-# An environment of its own that holds the oldest Gymnasium alone, and finds all else in the other one.
+# An environment of its own that holds the oldest Gymnasium and RLlib, which pins just that one, and finds all else in the
+# other one.
 $(LOWER)/installed: $(VENV)/installed
 	$(PYTHON) -m venv $(LOWER)
 	$(LOWER)/bin/python -m pip install --no-deps "$$(sed -n 's/^ *"\(gymnasium\)>=\(.*\)",/\1==\2/p' pyproject.toml)"
 	$(RUN) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 	  > "$$($(LOWER)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth"
+	$(LOWER)/bin/python -m pip install "$$(sed -n 's/^rllib = .*"\(ray[^"]*\)".*/\1/p' pyproject.toml)"
 	@touch $@
 
-test-lower: $(LOWER)/installed  ## environments and Stable-Baselines3 with the oldest Gymnasium that is allowed
-	OMP_NUM_THREADS=1 $(LOWER)/bin/python -m pytest -n 2 --dist loadfile -m "not weights" tests/envs tests/sb3 $(ARGS)
+test-lower: $(LOWER)/installed  ## environments, Stable-Baselines3 and RLlib with the oldest Gymnasium that is allowed
+	OMP_NUM_THREADS=1 $(LOWER)/bin/python -m pytest -n 2 --dist loadfile -m "not weights" tests/envs tests/sb3 tests/rllib $(ARGS)
 
 lint: setup  ## ruff
 	$(RUN) -m ruff check .

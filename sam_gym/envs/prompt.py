@@ -88,8 +88,8 @@ class SamPromptEnv(EngineEnv):
     With `observation="reference"` what stays the same within an episode is left out, so that a rollout buffer holds
     4 KB an observation instead of 285: `mask` (1, 64, 64) uint8, `clicks` (5, 3) float32 (x, y in image pixels and label,
     -1 for none yet), `state`, and `reference` (8,) float32: the image's number, the view (left, top, side) and the cue
-    (x0, y0, x1, y1), in image pixels. `sam_gym.envs.references.resolve` makes the full observation of it, within the process
-    of the environment only; `sam_gym.sb3.SpatialPolicy` does so by itself.
+    (x0, y0, x1, y1), in image pixels. `sam_gym.envs.references.resolve` makes the full observation of it, in any
+    process that knows the images; `sam_gym.sb3.SpatialPolicy` does so by itself.
 
     ## Rewards
 
