@@ -187,3 +187,21 @@ def _box(values: Iterable[float]) -> tuple[float, float, float, float]:
 def clicks_of(clicks: Iterable[Click]) -> list[Mapping[str, Any]]:
     """Clicks as an event holds them."""
     return [asdict(one) for one in clicks]
+
+
+def table_row(one: Object, segment: Any, work: Mapping[str, Any]) -> dict[str, Any]:
+    """How the mask of an object, a `Segment`, came about; `work` is what `History.work` says of it."""
+    person = sum(click.by == PERSON for click in one.clicks)
+    corrected = person > one.pointed or work["moved"]
+    return {
+        "kind": one.kind,
+        "began": "click" if one.pointed else "box",
+        "how": "corrected" if corrected else "as proposed",
+        "clicks_person": person,
+        "clicks_agent": len(one.clicks) - person,
+        "boxes_moved": work["moved"],
+        "undone": work["undone"],
+        "seconds": round(work["seconds"], 1),
+        "area": segment.area,
+        "predicted_iou": round(segment.predicted_iou, 4),
+    }

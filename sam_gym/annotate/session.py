@@ -35,6 +35,7 @@ from sam_gym.annotate.history import (
     History,
     Object,
     clicks_of,
+    table_row,
 )  # fmt: skip
 from sam_gym.annotate.segmenting import Segment, Segmenter, label_image, segment_of
 from sam_gym.envs.base import EngineVectorEnv
@@ -233,7 +234,7 @@ class Session:
         objects = {one.id: one for one in self.objects if one.accepted}
         segments = {number: self._segment(one) for number, one in objects.items()}
         work = self.history.work()
-        rows = {number: _row(one, segments[number], work[number]) for number, one in objects.items()}
+        rows = {number: table_row(one, segments[number], work[number]) for number, one in objects.items()}
         return Export(label_image(self.size, list(segments), list(segments.values())), rows, segments, objects)
 
     def to_json(self) -> dict[str, Any]:
@@ -390,20 +391,3 @@ def _checked_kind(kind: int) -> int:
     if not isinstance(kind, int) or not 1 <= kind <= 255:
         raise ValueError(f"a class is a whole number from 1 to 255, got {kind!r}")
     return kind
-
-
-def _row(one: Object, segment: Segment, work: Mapping[str, Any]) -> dict[str, Any]:
-    person = sum(click.by == PERSON for click in one.clicks)
-    corrected = person > one.pointed or work["moved"]
-    return {
-        "kind": one.kind,
-        "began": "click" if one.pointed else "box",
-        "how": "corrected" if corrected else "as proposed",
-        "clicks_person": person,
-        "clicks_agent": len(one.clicks) - person,
-        "boxes_moved": work["moved"],
-        "undone": work["undone"],
-        "seconds": round(work["seconds"], 1),
-        "area": segment.area,
-        "predicted_iou": round(segment.predicted_iou, 4),
-    }

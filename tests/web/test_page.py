@@ -95,6 +95,15 @@ def test_two_objects_by_mouse(page: Page, served: tuple[str, Path]) -> None:
     assert abs(clicks[-2]["x"] - 128) < 1
     page.get_by_role("button", name="Undo").click()
     expect(page.locator("#task")).to_contain_text(f"{len(proposed['clicks']) + 1} click")
+    page.get_by_role("button", name="Include").click()  # where one moves the image by dragging
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y, steps=6)
+    page.mouse.up()
+    page.mouse.click(x + 30, y)
+    expect(page.locator("#task")).to_contain_text(f"{len(proposed['clicks']) + 2} click")
+    clicks = json.loads(stored.read_text())["objects"][0]["clicks"]
+    assert abs(clicks[-1]["x"] - 128) < 1
     page.get_by_role("button", name="Accept").click()
     expect(objects.first).to_contain_text("accepted")
     page.mouse.click(x + 150, y + 150)

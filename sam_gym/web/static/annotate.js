@@ -155,7 +155,6 @@ export function annotate(root, config) {
   function drag(x0, y0, x1, y1, done) {
     if (!state) return;
     if (x0 === null) { drawn = grabbed = null; view.redraw(); return; }
-    if (tool !== "box") { view.move((x1 - (drag.x ?? x0)) * view.scale, (y1 - (drag.y ?? y0)) * view.scale); drag.x = done ? null : x0; drag.y = done ? null : y0; return; }
     const one = active(), near = 9 / view.scale;
     if (!drawn && !grabbed && one) {
       const at = corners(one.box).findIndex(([x, y]) => Math.abs(x - x0) < near && Math.abs(y - y0) < near);
@@ -188,6 +187,7 @@ export function annotate(root, config) {
   for (const button of root.querySelectorAll("[data-tool]")) button.addEventListener("click", () => choose(button.dataset.tool));
   function choose(name) {
     tool = name;
+    view.pan = name !== "box";
     for (const button of root.querySelectorAll("[data-tool]")) button.setAttribute("aria-pressed", button.dataset.tool === name);
   }
   $("#images").addEventListener("change", event => open(event.target.value));

@@ -83,6 +83,7 @@ export function play(root) {
     $(".played").textContent = played;
     $("[data-do=stop]").disabled = game.ended || game.kind === "choice";
     $("[data-do=new]").lastChild.textContent = played >= ROUNDS ? " Ten more" : game.ended ? " Next object" : " Another one";
+    view.pan = game.kind === "clicks";
     const picking = game.kind === "choice" && !game.ended;
     $(".four").hidden = !picking;
     $("canvas").hidden = picking;

@@ -190,7 +190,7 @@ export class View {
         if (dragging && (panning || !this.hooks.drag)) this.move(now[0] - before[0], now[1] - before[1]);
         else if (dragging) this.hooks.drag(...this.toImage(...start.at), ...this.toImage(...now), false);
       }
-      pointers.set(event.pointerId, now);
+      if (!start || dragging) pointers.set(event.pointerId, now);  // a drag counts from where it began
     });
     const end = event => {
       const now = at(event);
