@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,18 +14,7 @@ import ray
 import torch
 from gymnasium.vector import VectorEnv
 
-from sam_gym.sb3 import SavedAgent
 from sam_gym.trainers.rllib import compare_evaluations, ppo_config, with_evaluation
-from sam_gym.trainers.run import read_log
-
-# RLlib's own: it deprecates what it uses itself, and leaves log files to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning:ray.*"),
-]
 
 ID = "SamPrompt-Synthetic-v0"
 TINY = {"features_extractor_kwargs": {"embedding_channels": 32}}
@@ -45,7 +32,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(params=[0, 2], ids=["no_runners", "two_runners"])
+@pytest.fixture(scope="module", params=[0, 2], ids=["no_runners", "two_runners"])
 def algorithm(request: pytest.FixtureRequest) -> Iterator[Any]:
     """PPO; with runners the learner is in a process without an environment, and is sent references."""
     config = ppo_config(
@@ -82,41 +69,6 @@ def test_forbidden_actions_are_not_taken(algorithm: Any) -> None:
     logits = module.forward_exploration({"obs": seen})["action_dist_inputs"]
     taken = module.get_exploration_action_dist_cls().from_logits(logits).sample()
     assert taken.tolist() == [7, 300, 512]
-
-
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_the_script(
-    script: Callable[..., str | None], tmp_path: Path, interrupted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run, an agent that commands take, and a run that goes on."""
-    ray.shutdown()  # the script has a cluster of its own
-    config = tmp_path / "few.yml"
-    config.write_text(
-        json.dumps({"num_envs": 4, "reward_scale": 10.0, "policy": "LightPolicy", "policy_kwargs": TINY,
-                    "training": TRAINING})
-    )  # fmt: skip
-    folder = tmp_path / "run"
-    settings = ("--set", "max_prompts=2", "--env", ID, "--checkpoint", "tiny_random", "--test-objects", 4)
-    said = script("train_rllib.py", *settings, "--config", config, "--steps", 40, "--run-dir", folder)
-    assert said is None
-    agent = SavedAgent.load(folder / "model.zip")
-    assert (agent.task, agent.settings["max_prompts"]) == ("SamPrompt", 2)
-    assert len(list((folder / "evaluations").glob("*.json"))) == 2
-    if interrupted:
-        from ray.rllib.algorithms.algorithm import Algorithm
-
-        def stop(self: Algorithm) -> dict[str, Any]:
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Algorithm, "train", stop)
-            said = script("train_rllib.py", "--resume", folder, "--steps", 200)
-        assert said is not None
-        assert f"go on with: python agents/train_rllib.py --resume {folder}" in said
-    before = read_log(folder)
-    assert script("train_rllib.py", "--resume", folder, "--steps", before[-1].steps + 1) is None
-    assert len(read_log(folder)) == len(before) + 1
-    assert SavedAgent.load(folder / "model.zip").identity != agent.identity
 
 
 def test_it_steps_our_own_vector_environment(algorithm: Any) -> None:
