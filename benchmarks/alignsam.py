@@ -349,7 +349,8 @@ def plot(path: Path, tables: dict[str, Rows]) -> None:
         axis.set(xlabel="clicks", ylabel="mean IoU", title=f"{dataset}, {rows[ORACLE].shape[1]} images", xticks=STEPS)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}  # a dataset may lack a row
+    figure.legend(lines.values(), lines, loc="outside right center", frameon=False, fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     plt.close(figure)
