@@ -12,15 +12,15 @@ import pytest
 import torch
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
-
 from sam_gym.sb3 import SavedAgent
 from sam_gym.trainers.policies import allowed_logits, new_policy
 from sam_gym.trainers.run import read_log
 from sam_gym.trainers.torchrl import actor_critic, compare_evaluations, make_env, suite_env
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
 ID = "SamPrompt-Synthetic-v0"
 SETTINGS: dict[str, Any] = {
