@@ -59,9 +59,9 @@ SETTINGS = {
 }
 
 REPORT_SETTINGS = {
-    "VNCMitochondria": {"window": 512},
-    "VNCCells": {"window": 128},
-    "DSB": {"window": 128},
+    "VNCMitochondria": {"window_side": 512},
+    "VNCCells": {"window_side": 128},
+    "DSB": {"window_side": 128},
     "WBC": {"granularity": "middle"},
 }
 """The same of environments in which a report is written; windows are such that most have 12 objects at most."""

@@ -108,7 +108,7 @@ class ReportSettings(Settings):
     Attributes:
         action_mode: "regions", the only one.
         granularity: Which of SAM's three masks of a click is taken: "smallest", "middle" or "largest".
-        window: Side in px of the windows that images are cut into; 0: whole images.
+        window_side: Side in px of the windows that images are cut into; 0: whole images.
         most: Windows with more objects are left out.
         max_prompts: Clicks, and so regions at most.
         min_area: Smallest object, and smallest region, in px.
@@ -121,11 +121,11 @@ class ReportSettings(Settings):
     prompt_cost: float = 0.01
     min_area: int = 50
     granularity: str = "smallest"
-    window: int = 0
+    window_side: int = 0
     most: int = 12
 
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {
-        **Settings.limits, "copies": (0, 0), "window": (0, 10_000), "most": (0, 1000), "min_area": (1, 10**6),
+        **Settings.limits, "copies": (0, 0), "window_side": (0, 10_000), "most": (0, 1000), "min_area": (1, 10**6),
     }  # fmt: skip
     reset_options: ClassVar[tuple[str, ...]] = ("image",)
     shown_prompts: ClassVar[ShownPrompts] = ShownRegions()
@@ -144,7 +144,7 @@ class ReportSettings(Settings):
     @property
     def windows(self) -> tuple[int | None, int]:
         """See `Settings.windows`."""
-        return self.window or None, self.most
+        return self.window_side or None, self.most
 
     def rules(self) -> dict[str, Any]:
         """See `Settings.rules`; the CLIP is what the text is observed through."""
@@ -366,7 +366,7 @@ class SamReportEnv(EngineEnv):
     | `prompt_cost`  | 0.01          | see Rewards                                                          |
     | `reward`       | "f1"          | see Rewards                                                          |
     | `granularity`  | "smallest"    | which of SAM's three masks: "smallest", "middle", "largest"          |
-    | `window`       | by id         | side of windows in px; 0: whole images                               |
+    | `window_side`  | by id         | side of windows in px; 0: whole images                               |
     | `most`         | 12            | windows with more objects are left out                               |
     | `min_area`     | 50            | smallest object and smallest region, in px of the window             |
     | `clip`         | "clip-micro"  | the CLIP of `text`, as `sam_gym.semantics.load_clip` takes it        |

@@ -40,7 +40,7 @@ def _unet(classes: int) -> nn.Module:
             'the denoising environments need diffusers: pip install "sam_gym[diffusion]", or in a checkout '
             'pip install -e ".[diffusion]"'
         ) from error
-    return UNet2DModel(
+    network: Any = UNet2DModel(
         sample_size=SIZE // PATCH,
         in_channels=3 * PATCH**2,
         out_channels=3 * PATCH**2,
@@ -52,6 +52,7 @@ def _unet(classes: int) -> nn.Module:
         attention_head_dim=16,
         num_class_embeds=classes,
     )
+    return network
 
 
 class Denoiser(nn.Module):

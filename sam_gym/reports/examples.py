@@ -21,7 +21,7 @@ from sam_gym._utils.progress import progress_bar
 from sam_gym.data.smears import CYTOPLASM, NUCLEUS, SMEAR_SIZE, Smear, generate_smear
 from sam_gym.reports.facts import KINDS, Fact, Region, describe
 from sam_gym.reports.tokens import draw_marks, image_features, region_features, region_maps
-from sam_gym.sam.backend import ImageEmbedding, SamBackend
+from sam_gym.sam.interface import Backend, ImageEmbedding
 from sam_gym.sam.prompts import PromptBatch
 
 TYPES = ("white blood cell", "red blood cell")
@@ -93,7 +93,7 @@ def cells_of(smear: Smear) -> list[Region]:
     return regions
 
 
-def sam_masks(backend: SamBackend, embedding: ImageEmbedding, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def sam_masks(backend: Backend, embedding: ImageEmbedding, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """SAM's masks of one click each, deepest in masks (R, H, W): the smallest of its three, as in SamReport."""
     if not len(masks):
         return masks
@@ -107,7 +107,7 @@ def sam_masks(backend: SamBackend, embedding: ImageEmbedding, masks: NDArray[np.
     return np.stack([three[k].cpu().numpy() for three, k in zip(made.full, smallest, strict=True)])
 
 
-def make_example(smear: Smear, backend: SamBackend) -> Examples:
+def make_example(smear: Smear, backend: Backend) -> Examples:
     """One example."""
     cells = cells_of(smear)
     largest = sorted(cells, key=lambda cell: -cell.area)[:MOST_REGIONS]
@@ -139,7 +139,7 @@ def make_example(smear: Smear, backend: SamBackend) -> Examples:
     return Examples(*(array[None] for array in one))
 
 
-def load_examples(split: str, count: int, backend: SamBackend, folder: Path) -> Examples:
+def load_examples(split: str, count: int, backend: Backend, folder: Path) -> Examples:
     """Examples of a split, the first of which are the same for any count; made, and stored, where they are not yet.
 
     Args:

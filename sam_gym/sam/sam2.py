@@ -176,13 +176,14 @@ def _load(folder: Path) -> Any:
     except ImportError as error:
         raise ImportError(f"{error}. SAM 2 needs the extra 'sam2': pip install 'sam_gym[sam2]'") from error
     try:
-        model, found = Sam2Model.from_pretrained(
+        loaded: Any = Sam2Model.from_pretrained(
             folder, output_loading_info=True, local_files_only=True, use_safetensors=True, dtype=torch.float32
         )
     except Exception as error:  # transformers, safetensors and the file system each have their own
         raise CheckpointError(
             f"{folder} cannot be read as a SAM 2 of transformers: {type(error).__name__}: {first_line(error)}"
         ) from error
+    model, found = loaded
     if lacking := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
         raise CheckpointError(
             f"{folder} lacks {len(lacking)} of the weights of a SAM 2, or has them in another shape: "

@@ -35,7 +35,7 @@ def is_sam2(checkpoint: str | Path) -> bool:
     """Whether a checkpoint is one of SAM 2: a name, "hf:owner/name", or a folder of transformers."""
     if isinstance(checkpoint, str) and (checkpoint in SAM2 or checkpoint.startswith(HUB)):
         return True
-    return Path(checkpoint).expanduser().is_dir()
+    return (Path(checkpoint).expanduser() / CONFIG).is_file()
 
 
 def folder_of(checkpoint: str | Path) -> Path:

@@ -296,11 +296,17 @@ def test_no_cache_at_all(run: Run, monkeypatch: pytest.MonkeyPatch, command: tup
     assert err == "error: SAM_GYM_EMBEDDINGS=off: there is no embedding cache; unset it, or name a folder in it\n"
 
 
+COMMANDS = "list, fetch, encode, evaluate, render, train, segment, play, push, export, leaderboard, cache"
+
+
 @pytest.mark.parametrize(
     ("command", "there_is"),
     [
-        (("encod", "isbi2012"), "list, fetch, encode, evaluate, render, train, segment, leaderboard, cache"),
-        ((), "list, fetch, encode, evaluate, render, train, segment, leaderboard, cache"),
+        (
+            ("encod", "isbi2012"),
+            COMMANDS,
+        ),
+        ((), COMMANDS),
         (("cache", "purge"), "info, verify, prune"),
         (("cache",), "info, verify, prune"),
         (("leaderboard", "tabel"), "run, table, check, add"),

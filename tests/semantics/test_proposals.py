@@ -85,7 +85,7 @@ def test_sam_finds_what_stands_out(image: NDArray[np.uint8]) -> None:
     [
         (("nucleus",), "needs a text and what compares"),
         ((" ", LIKES), "needs a text"),
-        (("nucleus", LIKES, None, ProposalSettings("sam")), "needs a SamBackend"),
+        (("nucleus", LIKES, None, ProposalSettings("sam")), "needs a backend"),
     ],
 )
 def test_what_is_missing_is_named(arguments: Any, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,15 +41,17 @@ def open_nifti(path: Path) -> Volume:
     if 0 in shape:
         raise ValueError(f"{path} has no voxels: its shape is {given}")
 
+    proxy: Any = image.dataobj  # reads what is asked for
+
     @cache
     def stored() -> Array:
         try:
-            return np.asanyarray(image.dataobj.get_unscaled()).reshape(shape[:3])
+            return np.asanyarray(proxy.get_unscaled()).reshape(shape[:3])
         except Exception as error:  # torn off, or of a compression that is broken
             raise ValueError(f"{path} is truncated or damaged: {error}") from error
 
     def plane(index: int) -> Array:
-        slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
+        slope, intercept = float(proxy.slope), float(proxy.inter)
         values: npt.NDArray = np.asarray(stored()[..., index])
         return values if (slope, intercept) == (1, 0) else values * slope + intercept
 
