@@ -35,7 +35,7 @@ def is_sam2(checkpoint: str | Path) -> bool:
     """Whether a checkpoint is one of SAM 2: a name, "hf:owner/name", or a folder of transformers."""
     if isinstance(checkpoint, str) and (checkpoint in SAM2 or checkpoint.startswith(HUB)):
         return True
-    return (Path(checkpoint).expanduser() / CONFIG).is_file()
+    return Path(checkpoint).expanduser().is_dir()
 
 
 def folder_of(checkpoint: str | Path) -> Path:
@@ -80,6 +80,8 @@ def variable_of(name: str) -> str:
 def refuse(checkpoint: str | Path) -> None:
     """Raise `CheckpointError` where a checkpoint of SAM 2 is given to what is written for SAM 1."""
     if is_sam2(checkpoint):
+        if (folder := Path(checkpoint).expanduser()).is_dir():
+            _checked(folder)  # a folder of something else is told as such
         raise CheckpointError(
             f"{str(checkpoint)!r} is a SAM 2, and segment_anything's own `Sam` is asked for: tuning decoders, added "
             "tokens, preferences and foveated decoding are written for SAM 1. Take a checkpoint of SAM 1, such as "
