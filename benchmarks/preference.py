@@ -8,8 +8,8 @@ Stage 1 tunes SAM's mask decoder on 10, 20 or 50 % of the training images, evenl
 of as many others: each object once, four masks of one box. Each row is a decoder of its own, kept under
 runs/preference/; what is there is not trained again. Decoders are trained in the precision that the machine is quick in
 ("auto"), and measured exactly on the whole test split, by SAM's mask of the box alone. Intervals are 95 % bootstrap
-intervals over objects and seeds, of the difference to stage 1. "Wins" is the share of objects whose mask is better than
-stage 1's, ties counting half. Stored in benchmarks/results/preference.{json,md}.
+intervals over objects and seeds, of the difference to stage 1 of the same seed. "Wins" is the share of objects whose
+mask is better than stage 1's, ties counting half. Stored in benchmarks/results/preference.{json,md}.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sam_gym._utils.fetching import write_json
 from sam_gym._utils.progress import progress_bar
 from sam_gym.data import SegmentationData
 from sam_gym.evaluation import encode_images, make_evaluation_env, report, select_cases
-from sam_gym.evaluation.comparison import paired_difference
+from sam_gym.evaluation.bootstrap import bootstrap_runs
 from sam_gym.sam.backend import SamBackend, get_backend
 from sam_gym.sam.judges import Candidates, Judge, OwnEstimate, TruthJudge, iou_of
 from sam_gym.sam.masks import measure
@@ -248,7 +248,8 @@ class Study:
             for name, file in files.items():
                 found[name] = self.iou(file.stem, str(file))
             self.counts[percent]["spread"] = self.spread(f"prefer-{tag}")
-            cut = self.best_cut(one, labelled)
+            known = (self.folder / f"iou-cut-{tag}.json").is_file()
+            cut = 0.0 if known else self.best_cut(one, labelled)
             found[f"{percent}: stage 1, threshold tuned"] = self.iou(f"cut-{tag}", one, cut)
         return found
 
@@ -320,7 +321,7 @@ def main() -> None:
             stage1 = f"{name.partition(':')[0]}: stage 1"
             if stage1 in runs[0] and stage1 != name:
                 before = np.stack([run[stage1] for run in runs])
-                less = paired_difference(iou, before)
+                less = bootstrap_runs(iou - before)  # a decoder of stage 2 comes from the one of stage 1 of its seed
                 rows[name]["less"] = [less.mean, less.low, less.high]
                 rows[name]["wins"] = float(np.mean((iou > before) + 0.5 * (iou == before)))
         counts = {
