@@ -311,6 +311,7 @@ def main() -> None:
     """Train, measure, store."""
     arguments = tyro.cli(Arguments, description=__doc__)
     stored = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    where_from = report.provenance()  # before anything is written, or the commit would count as changed
     for dataset in arguments.datasets:
         studies = [Study(dataset, seed, arguments) for seed in arguments.seeds]
         runs = [study.rows() for study in studies]
@@ -329,7 +330,7 @@ def main() -> None:
             for share, found in studies[0].counts.items()
         }
         stored[dataset] = {
-            "seeds": len(runs), "steps": arguments.steps, "counts": counts, "rows": rows, **report.provenance(),
+            "seeds": len(runs), "steps": arguments.steps, "counts": counts, "rows": rows, **where_from,
         }  # fmt: skip
         if arguments.data == "real":
             write_json(RESULT, stored)

@@ -43,7 +43,7 @@ SMEAR_SEEDS = (8, 9, 10, 11, 12, 13, 14, 15)
 """Generated smears with one white cell that lies wholly inside."""
 
 DENOISED = "Denoise-Smears-v0"
-"""The one of its family that is drawn; its models have to be trained before."""
+"""The one of its family that is drawn, since its models ship."""
 
 COLUMNS, MAX_BYTES = 4, 80_000
 

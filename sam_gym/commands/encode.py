@@ -202,7 +202,7 @@ def _images_of_dataset(what: str, split: str) -> list[Image]:
         if made.settings_class.whole_class:  # its images may be tiles
             load = load_whole_class
         if made.settings_class.describes:
-            load = partial(load_windows, side=spec.kwargs.get("window", 0) or None)
+            load = partial(load_windows, side=spec.kwargs.get("window_side", 0) or None)
     splits = ("train", "val", "test") if split == "all" else (split,)
     return [
         (f"{name} {data.split} {image_id}", partial(data.image, image_id))

@@ -69,7 +69,7 @@ def test_packaged_numbers_of_images_with_a_class(name: str) -> None:
 @pytest.mark.parametrize(("short", "name"), REPORTS.items())
 @pytest.mark.real_images
 def test_packaged_numbers_of_windows(short: str, name: str) -> None:
-    side = REPORT_SETTINGS.get(short, {}).get("window")
+    side = REPORT_SETTINGS.get(short, {}).get("window_side")
     counted = {split: len(load_windows(name, split, side=side).objects) for split in DATASETS[name].splits}
     assert read_object_counts(name, "windows") == counted
 

@@ -22,8 +22,10 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
+from sam_gym.data.smears import NUCLEI
 from sam_gym.envs import DenoiseVectorEnv
-from sam_gym.generative.classifier import REWARD, Classifier
+from sam_gym.generative.classifier import JUDGE, REWARD, Classifier
+from sam_gym.generative.files import PACKAGED, weights_file
 from sam_gym.generative.model import Denoiser, ModelError, sample, to_pixels
 from sam_gym.generative.schedule import Schedule
 from sam_gym.registration import denoise_ids
@@ -287,3 +289,12 @@ def test_ids() -> None:
     assert denoise_ids() == [f"Denoise-{name}-v0" for name in ("Smears", "DSB", "WBC", "Synthetic")]
     for name in denoise_ids():
         EnvSpec.from_json(gymnasium.spec(name).to_json())
+
+
+def test_the_models_of_the_smears_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAM_GYM_CACHE", str(tmp_path))
+    assert {weights_file("smears", what).parent for what in ("base", REWARD, JUDGE)} == {PACKAGED / "smears"}
+    env = gymnasium.make("Denoise-Smears-v0", steps=2, device="cpu")
+    _, info = env.reset(seed=0)
+    assert info["class"] in NUCLEI
+    env.close()

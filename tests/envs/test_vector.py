@@ -102,7 +102,12 @@ def test_equals_single_environments(
     if env_id == PREFER:
         actions = [[one % 4 for one in each] for each in actions]
     if env_id == REPORT:
-        changes |= {"dataset": "dsb2018-153", "window": 128, "clip": tiny_clip, "reward": {"f1": 1.0, "grounded_f1": 1}}
+        changes |= {
+            "dataset": "dsb2018-153",
+            "window_side": 128,
+            "clip": tiny_clip,
+            "reward": {"f1": 1.0, "grounded_f1": 1},
+        }
         changes |= {"min_area": 1, "granularity": "largest"}  # so that the tiny SAM finds regions
         actions = [[256 if one == STOP else one % 256 for one in each] for each in actions]
     vector = CLASSES[env_id](N, autoreset_mode=mode, max_episode_steps=limit, **tiny, **changes)
