@@ -34,8 +34,8 @@ $(LOWER)/installed: $(VENV)/installed
 	$(LOWER)/bin/python -m pip install "$$(sed -n 's/^rllib = .*"\(ray[^"]*\)".*/\1/p' pyproject.toml)"
 	@touch $@
 
-test-lower: $(LOWER)/installed  ## environments, Stable-Baselines3 and RLlib with the oldest Gymnasium that is allowed
-	OMP_NUM_THREADS=1 $(LOWER)/bin/python -m pytest -n 2 --dist loadfile -m "not weights" tests/envs tests/sb3 tests/rllib $(ARGS)
+test-lower: $(LOWER)/installed  ## environments, SamVecEnv and RLlib with the oldest Gymnasium that is allowed
+	OMP_NUM_THREADS=1 $(LOWER)/bin/python -m pytest -n 2 --dist loadfile -m "not weights" tests/envs tests/sb3/test_vec_env.py tests/rllib $(ARGS)
 
 lint: setup  ## ruff
 	$(RUN) -m ruff check .
