@@ -39,8 +39,10 @@ def provenance() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
+    script = Path(sys.argv[0])  # an installed command has a whole path, which says where this machine keeps things
+    command = [script.name if script.is_absolute() else sys.argv[0], *sys.argv[1:]]
     hardware = {"machine": platform.machine(), "processor": _processor(), "cpus": os.cpu_count(), "gpu": _gpu()}
-    return {"versions": versions, "git_commit": _git_commit(), "hardware": hardware, "command": sys.argv}
+    return {"versions": versions, "git_commit": _git_commit(), "hardware": hardware, "command": command}
 
 
 def print_table(records: Sequence[Record], title: str) -> None:

@@ -102,3 +102,9 @@ def test_the_commit_is_that_of_this_package_and_no_other(tmp_path: Path, monkeyp
     assert re.fullmatch(r"[0-9a-f]{40}", report.provenance()["git_commit"])
     (tmp_path / "report.py").write_text("changed")
     assert report.provenance()["git_commit"].endswith("-dirty")
+
+
+def test_a_command_does_not_say_where_this_machine_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for script, told in ((str(tmp_path / "bin" / "sam-gym"), "sam-gym"), ("benchmarks/x.py", "benchmarks/x.py")):
+        monkeypatch.setattr("sys.argv", [script, "run", "--env", "A"])
+        assert report.provenance()["command"] == [told, "run", "--env", "A"]
