@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
-
-if TYPE_CHECKING:
-    from sam_gym.sam.tuning import Tuner
 
 # Before torch is loaded, see train_ppo.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ERRORS = (0.0, 0.2, 0.4)
-STORE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,7 @@ def main() -> None:
 
 def tune(arguments: Arguments, out: Path) -> None:
     """Run the steps that are left, save the decoder, print what it gained."""
-    from sam_gym._utils.progress import progress_bar
+    from sam_gym._utils.progress import run_with_bar
     from sam_gym.data import load_data
     from sam_gym.evaluation import encode_images
     from sam_gym.sam.backend import get_backend
@@ -97,24 +92,10 @@ def tune(arguments: Arguments, out: Path) -> None:
     state.parent.mkdir(parents=True, exist_ok=True)
     tuner = Tuner(arguments.checkpoint, data, settings, backend, state)
     encode_images(backend, [data, load_data(arguments.dataset, "val", arguments.data)])
-    last_stored = time.monotonic()
-    recent: float | None = None
-    with progress_bar(f"tuning {settings.method}", settings.steps, "step", done=tuner.steps_done) as bar:
-
-        def after_step(tuner: Tuner, loss: float) -> None:
-            nonlocal last_stored, recent
-            recent = loss if recent is None else 0.95 * recent + 0.05 * loss
-            bar.set_postfix_str(f"loss {recent:.3f}", refresh=False)
-            bar.update()
-            if time.monotonic() - last_stored > STORE_SECONDS:
-                tuner.store()
-                last_stored = time.monotonic()
-
-        try:
-            tuner.run(after_step)
-        except KeyboardInterrupt:
-            tuner.store()
-            sys.exit(f"\nstopped after {tuner.steps_done} steps; the same command goes on from there")
+    try:
+        run_with_bar(tuner, f"tuning {settings.method}")
+    except KeyboardInterrupt:
+        sys.exit(f"\nstopped after {tuner.steps_done} steps; the same command goes on from there")
     tuner.save(out)
     state.unlink(missing_ok=True)
     report(arguments, out)

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from trainings import ROOT
 
 from sam_gym._utils.fetching import write_json
-from sam_gym._utils.progress import progress_bar
+from sam_gym._utils.progress import progress_bar, run_with_bar
 from sam_gym.data import SegmentationData
 from sam_gym.evaluation import encode_images, make_evaluation_env, report, select_cases
 from sam_gym.evaluation.bootstrap import bootstrap_runs
@@ -147,15 +147,7 @@ class Study:
         if not file.is_file():
             state = file.with_suffix(".state")
             tuner = make(state)
-            with progress_bar(name, tuner.settings.steps, "step", done=tuner.steps_done) as bar:
-
-                def after(one: Tuner, loss: float) -> None:
-                    bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-                    bar.update()
-                    if one.steps_done % 100 == 0:
-                        one.store()
-
-                tuner.run(after)
+            run_with_bar(tuner, name)
             tuner.save(file)
             state.unlink(missing_ok=True)
         return file

@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from trainings import ROOT
 
 from sam_gym._utils.fetching import write_json
-from sam_gym._utils.progress import progress_bar
+from sam_gym._utils.progress import progress_bar, run_with_bar
 from sam_gym.envs.report import ReportEngine
 from sam_gym.evaluation import encode_images, make_evaluation_env, report
 from sam_gym.evaluation.bootstrap import bootstrap_mean
 from sam_gym.prompters import RandomPrompter, grid, oracle_regions
 from sam_gym.reports import Region, Score, describe, write
 from sam_gym.reports.examples import MADE, TRUE, TYPES, Examples, load_examples
-from sam_gym.reports.train_writer import TrainingSettings, WriterTrainer, look, score_of, train_with_bar
+from sam_gym.reports.train_writer import TrainingSettings, WriterTrainer, look, score_of
 from sam_gym.reports.writer import IMAGE, LOOKS, MARKS, TOKENS, Seen, Writer, WriterSettings
 from sam_gym.sam.backend import get_backend
 
@@ -177,7 +177,7 @@ def trained(arguments: Writers, looks: str, seed: int, known: Examples, channels
         torch.manual_seed(seed)
         writer = Writer(WriterSettings(looks=looks, channels=channels))
         settings = TrainingSettings(steps=arguments.steps, seed=seed)
-        train_with_bar(WriterTrainer(writer, known, settings, file.with_suffix(".state")), name)
+        run_with_bar(WriterTrainer(writer, known, settings, file.with_suffix(".state")), name)
         writer.save(file)
         file.with_suffix(".state").unlink(missing_ok=True)
     return Writer.load(file)

@@ -11,7 +11,6 @@ pictures that nobody trained on. After Ctrl-C the same command goes on; so it do
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +18,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from sam_gym._utils.progress import progress_bar
+from sam_gym._utils.progress import run_with_bar
 from sam_gym.data import DataUnavailableError
 from sam_gym.generative.classifier import ROLES, Classifier, confusion, train_classifier
 from sam_gym.generative.files import NAMES, trained_folder
@@ -28,7 +27,6 @@ from sam_gym.generative.sheets import sample_sheet, write_sheet
 from sam_gym.generative.sources import Pictures, load_pictures
 from sam_gym.generative.training import BaseSettings, BaseTrainer
 
-STORE_SECONDS = 60.0
 SHEET_STEPS = 1000
 
 
@@ -83,25 +81,15 @@ def train_denoiser(pictures: Pictures, settings: BaseSettings, folder: Path) -> 
     trainer = BaseTrainer(pictures, settings, folder / "base.state")
     if trainer.steps_done >= settings.steps:
         print(f"the diffusion model has had its {trainer.steps_done} steps; --steps with a larger number goes on")
-    last_stored, recent = time.monotonic(), 0.0
-    with progress_bar("diffusion", settings.steps, "step", done=trainer.steps_done) as bar:
 
-        def after_step(trainer: BaseTrainer, loss: float) -> None:
-            nonlocal last_stored, recent
-            recent = 0.98 * recent + 0.02 * loss if recent else loss
-            bar.set_postfix_str(f"loss {recent:.4f}", refresh=False)
-            bar.update()
-            if trainer.steps_done % SHEET_STEPS == 0:
-                sheet(trainer, folder)
-            if time.monotonic() - last_stored > STORE_SECONDS:
-                trainer.store()
-                last_stored = time.monotonic()
+    def look() -> None:
+        if trainer.steps_done % SHEET_STEPS == 0:
+            sheet(trainer, folder)
 
-        try:
-            trainer.run(after_step)
-        except KeyboardInterrupt:
-            trainer.store()
-            sys.exit(f"\nstopped after {trainer.steps_done} steps; the same command goes on from there")
+    try:
+        run_with_bar(trainer, "diffusion", decimals=4, memory=0.98, after=look)
+    except KeyboardInterrupt:
+        sys.exit(f"\nstopped after {trainer.steps_done} steps; the same command goes on from there")
     trainer.store()
     sheet(trainer, folder)
     path = folder / "base.safetensors"

@@ -13,7 +13,6 @@ blindly. After Ctrl-C the same command goes on. At the end it prints the F1 of i
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ import tyro
 from torch import Tensor
 
 from sam_gym._utils.fetching import atomic_path
-from sam_gym._utils.progress import progress_bar
+from sam_gym._utils.progress import run_with_bar
 from sam_gym.reports.examples import MADE, TRUE, Examples, load_examples, turned_quadrant
 from sam_gym.reports.facts import LARGEST, Fact, Statement
 from sam_gym.reports.language import write
@@ -34,7 +33,6 @@ from sam_gym.reports.writer import LOOKS, MARKS, TOKENS, Seen, Writer, WriterSet
 from sam_gym.sam.backend import get_backend
 from sam_gym.sam.checkpoints import CheckpointError
 
-STORE_SECONDS = 60.0
 VALIDATION = 50
 BATCH = 50
 """Reports that are written together."""
@@ -247,7 +245,7 @@ def train(arguments: Arguments, out: Path) -> None:
         held_out = load_examples("val", VALIDATION, backend, arguments.cache)
         settings = TrainingSettings(steps=arguments.steps, paraphrases=arguments.paraphrases, seed=arguments.seed)
         trainer = WriterTrainer(writer, known, settings, out.with_suffix(".state"))
-        train_with_bar(trainer)
+        run_with_bar(trainer, "writer")
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from there")
     writer.save(out)
@@ -256,27 +254,6 @@ def train(arguments: Arguments, out: Path) -> None:
     for name, whose in (("true masks", TRUE), ("SAM's masks", MADE)):
         total = sum(score_of(written(writer, held_out, whose), held_out), Score()).total
         print(f"validation, {name}: F1 {total.f1:.3f}, precision {total.precision:.3f}, recall {total.recall:.3f}")
-
-
-def train_with_bar(trainer: WriterTrainer, name: str = "writer") -> None:
-    """The steps that are left, with a bar; what is done is stored every minute, and before Ctrl-C goes on."""
-    last_stored, recent = time.monotonic(), None
-    with progress_bar(name, trainer.settings.steps, "step", done=trainer.steps_done) as bar:
-
-        def after_step(trainer: WriterTrainer, loss: float) -> None:
-            nonlocal last_stored, recent
-            recent = loss if recent is None else 0.95 * recent + 0.05 * loss
-            bar.set_postfix_str(f"loss {recent:.3f}", refresh=False)
-            bar.update()
-            if time.monotonic() - last_stored > STORE_SECONDS:
-                trainer.store()
-                last_stored = time.monotonic()
-
-        try:
-            trainer.run(after_step)
-        except KeyboardInterrupt:
-            trainer.store()
-            raise
 
 
 if __name__ == "__main__":

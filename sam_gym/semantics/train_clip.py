@@ -11,7 +11,6 @@ trained on. After Ctrl-C the same command goes on. What is trained and how is in
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,15 +18,13 @@ from typing import Annotated
 import torch
 import tyro
 
-from sam_gym._utils.progress import progress_bar
+from sam_gym._utils.progress import run_with_bar
 from sam_gym.data import DataUnavailableError, load_data
 from sam_gym.semantics.models import ClipError, ClipModel
 from sam_gym.semantics.scorer import RegionScorer
 from sam_gym.semantics.training import ClipTrainer, ClipTrainingSettings
 from sam_gym.semantics.views import VIEWS
 from sam_gym.semantics.zero_shot import MIN_NUCLEUS, TASKS, classify, task_regions
-
-STORE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -68,24 +65,10 @@ def train(arguments: Arguments) -> None:
     nuclei = load_data("dsb2018", "train", "real", min_area=MIN_NUCLEUS)
     state = arguments.out.with_suffix(".state")
     trainer = ClipTrainer(nuclei, settings, state, device=arguments.device)
-    last_stored = time.monotonic()
-    recent: float | None = None
-    with progress_bar("clip-micro", settings.steps, "step", done=trainer.steps_done) as bar:
-
-        def after_step(trainer: ClipTrainer, loss: float) -> None:
-            nonlocal last_stored, recent
-            recent = loss if recent is None else 0.95 * recent + 0.05 * loss
-            bar.set_postfix_str(f"loss {recent:.3f}", refresh=False)
-            bar.update()
-            if time.monotonic() - last_stored > STORE_SECONDS:
-                trainer.store()
-                last_stored = time.monotonic()
-
-        try:
-            trainer.run(after_step)
-        except KeyboardInterrupt:
-            trainer.store()
-            sys.exit(f"\nstopped after {trainer.steps_done} steps; the same command goes on from there")
+    try:
+        run_with_bar(trainer, "clip-micro")
+    except KeyboardInterrupt:
+        sys.exit(f"\nstopped after {trainer.steps_done} steps; the same command goes on from there")
     sha256 = trainer.save(arguments.out)
     state.unlink(missing_ok=True)
     print(f"saved in {arguments.out}, {arguments.out.stat().st_size / 1e6:.1f} MB, sha256 {sha256}")
