@@ -96,7 +96,8 @@ def read_folder(folder: Path, device: str = "auto") -> tuple[AnyPolicy, Descript
         raise ValueError(
             f"{folder} is no agent: it has no {MEMBER}; `sam-gym push MODEL.zip --to DIR` writes such a folder"
         )
-    said, network = Description.parse(file.read_bytes(), folder), json.loads(file.read_bytes()).get("network")
+    text = file.read_bytes()
+    said, network = Description.parse(text, folder), json.loads(text).get("network")
     try:
         _check_settings(said)
         policy = _build(said.policy, network)

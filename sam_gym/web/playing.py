@@ -49,6 +49,13 @@ class Game:
     curve: list[float] = field(default_factory=list)
     others: dict[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def begin(cls, rooms: Rooms, pose: Pose) -> Game:
+        """The episode that is asked for; its seed is drawn where none is."""
+        game = cls(pose.env_id, rooms.open(pose.env_id), drawn_seed() if pose.seed is None else pose.seed)
+        game.env.reset(seed=game.seed)
+        return game
+
 
 def router(rooms: Rooms, queue: ModelQueue) -> APIRouter:
     """The routes."""
@@ -57,9 +64,7 @@ def router(rooms: Rooms, queue: ModelQueue) -> APIRouter:
     @routes.post("/new")
     async def _new(pose: Pose) -> dict[str, Any]:
         def begin() -> Game:
-            seed = drawn_seed() if pose.seed is None else pose.seed
-            game = Game(pose.env_id, rooms.open(pose.env_id), seed)
-            game.env.reset(seed=seed)
+            game = Game.begin(rooms, pose)
             game.curve.append(float(game.env.quality.iou[0]))
             return game
 

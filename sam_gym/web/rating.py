@@ -13,7 +13,7 @@ from sam_gym.envs.prefer import PreferEngine
 from sam_gym.sam.choices import Comparison, append_choice
 from sam_gym.web.model_queue import ModelQueue
 from sam_gym.web.playing import Game, Pose, shown
-from sam_gym.web.rooms import Kept, Rooms, drawn_seed
+from sam_gym.web.rooms import Kept, Rooms
 from sam_gym.web.wire import picture, stretched
 
 TASK = "SamPrefer"
@@ -37,13 +37,7 @@ def router(rooms: Rooms, queue: ModelQueue, file: Path) -> APIRouter:
     async def _new(pose: Pose) -> dict[str, Any]:
         if pose.env_id.partition("-")[0] != TASK:
             raise ValueError(f"masks are rated in environments of {TASK}, not in {pose.env_id}")
-
-        def begin() -> Game:
-            game = Game(pose.env_id, rooms.open(pose.env_id), drawn_seed() if pose.seed is None else pose.seed)
-            game.env.reset(seed=game.seed)
-            return game
-
-        game = await queue.run("encode", begin)
+        game = await queue.run("encode", lambda: Game.begin(rooms, pose))
         return {"rating": ratings.put(game), **_told(game)}
 
     @routes.post("/choose")

@@ -130,7 +130,9 @@ def test_command(
     assert "did you mean" in str(script("train_ddpo.py", "--reward", "correkt", *sizes))
 
 
-@pytest.mark.filterwarnings("ignore:.*")  # SB3 says that float arrays of three axes are no images, which they are not
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning:stable_baselines3"
+)  # SB3 says that float arrays of three axes are no images, which they are not
 def test_plain_ppo_runs_in_noise(denoise: dict[str, Any]) -> None:
     """Stable-Baselines3's PPO with an ordinary policy: it moves, and its first actions are near the plain model's."""
     from stable_baselines3 import PPO

@@ -18,8 +18,8 @@ from sam_gym.trainers.run import read_log
 from sam_gym.trainers.torchrl import actor_critic, compare_evaluations, make_env, suite_env
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Creating .*WeightUpdater which:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:torchrl"),
 ]
 
 ID = "SamPrompt-Synthetic-v0"
